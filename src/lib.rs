@@ -56,6 +56,7 @@
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
+//! | call arms by a queue | [`worker`], and the guide's chapter on workers |
 //! | say who may call what | `http::token` |
 //! | see what a process does | [`metrics`], `otel`, and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
@@ -81,7 +82,7 @@
 pub use octollm_core::{
     arm, audit, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
     idempotency, json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport,
-    update,
+    update, worker,
 };
 
 #[cfg(feature = "mesh")]
@@ -189,4 +190,6 @@ mod guide {
     mod services {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
+    #[doc = include_str!("../docs/guide/workers.md")]
+    mod workers {}
 }

@@ -68,6 +68,7 @@ pub mod dispatcher;
 pub mod audit;
 pub mod event;
 pub mod bus;
+pub mod worker;
 pub mod task;
 pub mod store;
 pub mod orchestrator;

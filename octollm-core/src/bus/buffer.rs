@@ -73,8 +73,13 @@ impl Buffer {
 
     /// Marks one event as missing after the last entry.
     pub(super) fn lose(&mut self) {
-        if self.ended.is_none() {
-            self.tail().lagged += 1;
+        self.lose_all(1);
+    }
+
+    /// Marks this number of events as missing after the last entry.
+    pub(super) fn lose_all(&mut self, events: u64) {
+        if self.ended.is_none() && events > 0 {
+            self.tail().lagged += events;
         }
     }
 

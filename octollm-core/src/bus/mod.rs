@@ -32,6 +32,8 @@ mod buffer;
 mod consumer;
 mod durable;
 pub mod engine;
+pub mod layers;
+mod map;
 mod memory;
 mod memory_durable;
 mod scopes;
@@ -47,6 +49,7 @@ use async_trait::async_trait;
 
 pub use self::consumer::{Consumer, Delivery, Nack};
 pub use self::durable::{ConsumeOptions, DeadLetter, DurableBus, FailedAttempt, GroupStatus};
+pub use self::map::BusMap;
 pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
 pub use self::subscription::Subscription;

@@ -134,6 +134,11 @@ impl Feed {
         self.shared.change(|buffer| buffer.mark(gap.truncated()));
     }
 
+    /// Marks that exactly this number of events is missing at this point.
+    pub fn lagged(&self, events: u64) {
+        self.shared.change(|buffer| buffer.lose_all(events));
+    }
+
     /// Ends the subscription after the waiting events. Only the first call has an effect.
     pub fn end(&self, reason: BusError) {
         self.shared.change(|buffer| buffer.end(reason));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -38,6 +39,17 @@ pub trait EventHandler: Send + Sync + 'static {
     async fn gap(&self, gap: Gap);
 }
 
+#[async_trait]
+impl<H: EventHandler + ?Sized> EventHandler for Arc<H> {
+    async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack> {
+        (**self).handle(event, attempt).await
+    }
+
+    async fn gap(&self, gap: Gap) {
+        (**self).gap(gap).await;
+    }
+}
+
 impl Consumer {
     /// Handles the events until the consumer ends, at most [`max_in_flight`](super::ConsumeOptions::max_in_flight) at a time,
     /// and settles them by the result of `handler`. Returns why the consumer has ended, once the running handlers have
@@ -62,7 +74,18 @@ impl Consumer {
     /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the
     /// leases expire.
     pub async fn run_until(
+        self,
+        handler: impl EventHandler,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), BusError> {
+        self.run_with(None, handler, shutdown).await
+    }
+
+    /// Handles the events as [`run_until`](Self::run_until) does, each of them with a permit that consumers share. Without a free
+    /// permit no event is taken, so that other workers receive it.
+    pub(crate) async fn run_with(
         mut self,
+        permits: Option<Arc<Semaphore>>,
         handler: impl EventHandler,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), BusError> {
@@ -74,7 +97,7 @@ impl Consumer {
             let next = tokio::select! {
                 biased;
                 () = &mut shutdown => break self.close().await,
-                next = self.next() => next,
+                next = self.next_with(permits.as_deref()) => next,
             };
             while let Some(finished) = running.try_join_next_with_id() {
                 // Also of a task that panicked: an event that is delivered again is handled again.
@@ -92,12 +115,17 @@ impl Consumer {
                 }
                 // Bounded: a consumer returns no more deliveries than can be unsettled.
                 Some(Ok(delivery)) => {
+                    let Ok(permit) = permits.clone().map(Semaphore::try_acquire_owned).transpose() else {
+                        // Another consumer was faster. What cannot be released is delivered again when its lease expires.
+                        let _ = delivery.release().await;
+                        continue;
+                    };
                     let (id, event) =
                         (delivery.event().id().to_owned(), Arc::new(InProgress::new(&delivery)));
                     in_progress.insert(id.clone(), Arc::clone(&event));
                     // Spawned before the handler, which may block the thread.
                     let extender = LeaseExtender::spawn(Arc::clone(&event), delivery.lease_time());
-                    let work = handle(delivery, Arc::clone(&event), Arc::clone(&handler), extender);
+                    let work = handle(delivery, Arc::clone(&event), Arc::clone(&handler), extender, permit);
                     tasks.insert(running.spawn(work).id(), (id, event));
                 }
                 Some(Err(gap)) => handler.gap(gap).await,
@@ -107,6 +135,15 @@ impl Consumer {
         while running.join_next().await.is_some() {}
         result
     }
+
+    /// Waits for a free permit, and then for the next delivery.
+    async fn next_with(&mut self, permits: Option<&Semaphore>) -> Option<Result<Delivery, Gap>> {
+        if let Some(permits) = permits {
+            // It is closed by nobody.
+            drop(permits.acquire().await);
+        }
+        self.next().await
+    }
 }
 
 async fn handle(
@@ -114,6 +151,7 @@ async fn handle(
     event: Arc<InProgress>,
     handler: Arc<impl EventHandler>,
     mut extender: LeaseExtender,
+    _permit: Option<OwnedSemaphorePermit>,
 ) {
     let event_id = delivery.event().id().to_owned();
     // Within a future of its own: a handler may also panic before it returns its future.

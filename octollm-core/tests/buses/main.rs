@@ -8,10 +8,16 @@ mod brain;
 mod delivery;
 mod engine;
 mod groups;
+#[path = "jobs.rs"]
+mod job_cases;
+mod jobs_in_memory;
+mod layers;
+mod map;
 mod overflow;
 mod pairs;
 mod plain;
 mod publish;
+mod queued_brain;
 mod scopes;
 mod settling;
 mod worker;
@@ -22,7 +28,7 @@ use std::time::Duration;
 use octollm_core::bus::Capability;
 use octollm_core::bus::{
     ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, GroupStatus, MemoryBus, MemoryDurableBus,
-    Signal, Subscription,
+    Nack, Signal, Subscription,
 };
 use octollm_core::event::{Channel, Event, Pattern};
 use tokio::time::timeout;

@@ -10,6 +10,9 @@ mod bus;
 mod cluster;
 mod connecting;
 mod instances;
+#[path = "../../../octollm-core/tests/buses/jobs.rs"]
+mod job_cases;
+mod jobs;
 mod keys;
 mod limiter;
 mod live;

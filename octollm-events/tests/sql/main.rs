@@ -3,6 +3,9 @@
 
 mod brains;
 mod faulty;
+#[path = "../../../octollm-core/tests/buses/jobs.rs"]
+mod job_cases;
+mod jobs;
 mod keyed;
 #[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]

@@ -138,7 +138,7 @@ impl TokenIssuer {
 
 /// Most tokens that are stored to be used again.
 const ISSUED: usize = 10_000;
-const BEARER: &str = "Bearer ";
+pub(super) const BEARER: &str = "Bearer ";
 
 /// On whose authority a token is issued.
 struct Authority {

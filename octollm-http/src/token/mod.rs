@@ -47,6 +47,7 @@ pub(crate) mod proof;
 mod verifier;
 mod issued;
 mod issuer;
+mod jobs;
 
 use std::sync::Arc;
 

@@ -12,6 +12,7 @@ mod limited;
 mod links;
 mod others;
 mod pairs;
+mod queued;
 mod registered;
 mod reuse;
 mod rules;

@@ -39,6 +39,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     guard::Guard,
@@ -483,6 +484,8 @@ pub(crate) struct HealthState {
     checks: Arc<[Check]>,
     check_timeout: Duration,
     running: Mutex<Option<WeakShared<Run>>>,
+    /// Cancelled when the streams of updates are to end.
+    streams: CancellationToken,
 }
 
 impl HealthState {
@@ -493,6 +496,7 @@ impl HealthState {
             checks: checks.into(),
             check_timeout,
             running: Mutex::default(),
+            streams: CancellationToken::new(),
         }
     }
 
@@ -503,6 +507,16 @@ impl HealthState {
     /// Makes the server not ready from now on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Ends the streams of updates, so that those who follow a task do so at another server.
+    pub(crate) fn end_streams(&self) {
+        self.streams.cancel();
+    }
+
+    /// Cancelled when the streams of updates are to end.
+    pub(crate) fn streams(&self) -> CancellationToken {
+        self.streams.clone()
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -10,6 +10,7 @@ use super::{
     about::Metrics,
     arm::{self, ArmCapabilities, HealthState, MetricsPage, Written},
     docs::DocsPage,
+    events::LiveStreams,
     identity::Identity,
     listen::Built,
     openapi::{Document, Features},
@@ -79,6 +80,7 @@ impl Server {
             screen,
             (orchestrator.clone(), self.registry.clone()),
             rates.clone(),
+            LiveStreams { ping: self.config.event_ping, end: health.streams() },
         )?;
         if let Some(registry) = self.registry {
             registry::add_registry(

@@ -50,6 +50,7 @@ mod cache;
 mod guard;
 mod ending;
 mod service;
+mod events;
 mod arm;
 mod tasks;
 mod registry;
@@ -102,7 +103,7 @@ use crate::{
 /// |---|---|
 /// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
-/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
+/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `GET /tasks/{id}/events`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`registry`](Self::registry) | `POST /arms/register`, `DELETE /arms/{id}` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
 /// | [`route`](Self::route) | a route of your own |

@@ -4,6 +4,7 @@ mod pool;
 mod metrics;
 mod foreign;
 mod exchange;
+mod sse;
 mod base_url;
 mod authority;
 mod env;

@@ -91,7 +91,7 @@ impl Server {
                 self.bus.clone(),
             )?;
         }
-        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
+        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards, self.config.event_ping)?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
             table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;

@@ -51,6 +51,7 @@ mod guard;
 mod ending;
 mod service;
 mod events;
+mod streamed;
 mod arm;
 mod tasks;
 mod registry;

@@ -150,6 +150,10 @@ impl Pool {
     }
 
     /// Sets the number of arms that share the connections.
+    pub(crate) fn max_answer(&self) -> usize {
+        self.0.config.max_answer
+    }
+
     pub(crate) fn set_arms(&self, arms: usize) {
         let (share, reserve) = share(self.0.config.max_connections, arms);
         let served: Vec<_> = {

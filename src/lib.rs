@@ -185,6 +185,8 @@ mod guide {
     mod security {}
     #[doc = include_str!("../docs/guide/services.md")]
     mod services {}
+    #[doc = include_str!("../docs/guide/streaming.md")]
+    pub(crate) struct Streaming;
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
 }

@@ -102,7 +102,7 @@ impl ServerEvent {
                 Some(Self(text))
             }
             Err(error) => {
-                tracing::error!(%error, "event cannot be written as JSON");
+                tracing::error!(%error, "event cannot be written");
                 None
             }
         }

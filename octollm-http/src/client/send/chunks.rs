@@ -1,6 +1,6 @@
 //! The answer to a call as server-sent events: its progress and its chunks, and last its output or its problem.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -15,6 +15,7 @@ use octollm_core::{
 };
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
+use tokio::time::timeout;
 
 use crate::{
     client::{
@@ -24,6 +25,9 @@ use crate::{
     },
     wire::names,
 };
+
+/// The time to wait for the end of an answer that is complete.
+const END: Duration = Duration::from_millis(100);
 
 /// Sends a call, and passes its updates on as they arrive. Returns the answer as it would be without them, and how many chunks came
 /// before it.
@@ -50,8 +54,8 @@ pub(super) async fn send(
         let mut events = EventReader::new(answer.into_body(), most);
         while let Some(event) = events.next().await {
             if let Some(answer) = pass_on(&event?, call, &mut chunks).await? {
-                // The connection is free once the answer has ended.
-                let _ = events.next().await;
+                // The connection is used again if the answer has ended.
+                let _ = timeout(END, events.next()).await;
                 return Ok(answer);
             }
         }
@@ -74,7 +78,7 @@ pub(super) fn after(chunks: u64, mut failure: Failure) -> Failure {
 #[derive(Deserialize)]
 struct Event<'e> {
     #[serde(borrow)]
-    r#type: std::borrow::Cow<'e, str>,
+    r#type: Cow<'e, str>,
     progress: Option<u8>,
     phase: Option<Phase>,
     message: Option<String>,

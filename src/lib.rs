@@ -188,6 +188,8 @@ mod guide {
     mod security {}
     #[doc = include_str!("../docs/guide/services.md")]
     mod services {}
+    #[doc = include_str!("../docs/guide/streaming.md")]
+    pub(crate) struct Streaming;
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
     #[doc = include_str!("../docs/guide/workers.md")]

@@ -90,6 +90,11 @@ pub trait UpdateSink: Send + Sync + 'static {
         self.update(Update::Chunk(chunk));
     }
 
+    /// Whether anybody receives the updates. If not, a transport need not carry them. `true` by default.
+    fn is_read(&self) -> bool {
+        true
+    }
+
     /// Stores the handle of a call that a foreign service runs by itself, such as the id of its task: enough to find the
     /// work again after a crash. Its text is the transport's own. By default it is dropped.
     ///
@@ -117,6 +122,10 @@ impl UpdateSink for Option<std::sync::Arc<dyn UpdateSink>> {
         if let Some(sink) = self {
             sink.chunk(chunk).await;
         }
+    }
+
+    fn is_read(&self) -> bool {
+        self.as_ref().is_some_and(|sink| sink.is_read())
     }
 
     async fn handle(&self, handle: String) -> Result<(), Failure> {

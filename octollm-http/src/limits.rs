@@ -65,6 +65,12 @@ macro_rules! server_limits {
             /// ones are answered 503. Requests for `/capabilities`, `/arms`, `/openapi.json` and `/docs` have a limit of the same
             /// size of their own; those for `/health` and `/ready` have none. Default 1024.
             max_in_flight: usize as count = 1024, 1 => Semaphore::MAX_PERMITS;
+            /// Sets the most streams of updates that are open at a time, as of `GET /tasks/{id}/events`. Further ones are answered
+            /// 503. They do not count among the [requests that run](Self::max_in_flight). Default 1000.
+            max_live_streams: usize as count = 1000, 1 => Semaphore::MAX_PERMITS;
+            /// Sets the time without an event after which a stream of server-sent events has a comment, so that no proxy closes it.
+            /// Default 20 s, at most a year.
+            event_ping: Duration as time = Duration::from_secs(20), SHORTEST => YEAR;
             /// Sets the most answers that are cached, for contracts with a [cache time](octollm_core::contract::ContractSpec::cache).
             /// Beyond it the oldest are dropped. 0 turns the cache off. Default 10,000.
             cache_answers: usize as count = 10_000, 0 => usize::MAX;

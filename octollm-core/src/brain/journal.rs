@@ -427,6 +427,10 @@ impl UpdateSink for StoresHandle {
         self.to.chunk(chunk).await;
     }
 
+    fn is_read(&self) -> bool {
+        self.to.is_read()
+    }
+
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = self.begun.unwrap_or_else(|| inner.state().sequence.number());

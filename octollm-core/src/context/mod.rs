@@ -2,6 +2,7 @@
 
 mod batch;
 mod call;
+mod stream;
 
 use std::{
     collections::HashSet,
@@ -19,6 +20,7 @@ use self::call::Steps;
 pub use self::{
     batch::{BatchFuture, CALLS_AT_ONCE},
     call::CallFuture,
+    stream::CallStream,
 };
 pub(crate) use self::{
     batch::{Calls, run_calls},
@@ -337,6 +339,25 @@ impl Context {
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         let step = StepKey::Order(self.order().take(1));
         CallFuture::new(UnsentCall::typed(self.clone(), step, &input), call::read::<C>)
+    }
+
+    /// Calls the arm that serves `C`, and streams the chunks of its output:
+    ///
+    /// ```
+    /// # use octollm_core::{Context, contract::TaskContract, error::CallError};
+    /// # async fn tell<C: TaskContract<Chunk = String>>(cx: &Context, input: C) -> Result<C::Output, CallError> {
+    /// let mut words = cx.stream(input);
+    /// while let Some(word) = words.next().await {
+    ///     print!("{word} ");
+    /// }
+    /// let story = words.output().await?;
+    /// # Ok(story)
+    /// # }
+    /// ```
+    ///
+    /// It is a [`call`](Self::call) in all else.
+    pub fn stream<C: TaskContract>(&self, input: C) -> CallStream<C> {
+        CallStream::new(self.call(input))
     }
 
     /// Calls once for each input: `cx.call_all(inputs).at_once(3).await`. The outputs are in the order of the inputs.

@@ -84,6 +84,11 @@ impl CallError {
         self
     }
 
+    pub(crate) fn map_failure(mut self, change: impl FnOnce(&mut Failure)) -> Self {
+        change(&mut self.0.failure);
+        self
+    }
+
     /// Makes it the error of several attempts, of which it was the last: how many were made, what all of them used, and
     /// whether any of them may have executed.
     pub(crate) fn after_attempts(&mut self, attempts: u32, usage: Usage, may_have_executed: bool) {

@@ -328,6 +328,10 @@ impl UpdateSink for Reported {
         self.to.chunk(chunk).await;
     }
 
+    fn is_read(&self) -> bool {
+        self.to.is_read()
+    }
+
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         self.to.handle(handle.clone()).await?;
         *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);

@@ -59,6 +59,16 @@ pub enum TaskUpdate {
 }
 
 impl TaskUpdate {
+    /// The task.
+    pub fn task_id(&self) -> &TaskId {
+        match self {
+            Self::Progress { task_id, .. }
+            | Self::Chunk { task_id, .. }
+            | Self::Status { task_id, .. }
+            | Self::Gap { task_id, .. } => task_id,
+        }
+    }
+
     /// The number of the update.
     pub fn seq(&self) -> u64 {
         match self {

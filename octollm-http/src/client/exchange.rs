@@ -1,6 +1,8 @@
 //! One HTTP exchange: sending a request over the pool, through the layers of a user, and reading its answer.
 
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -11,6 +13,7 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     response::Parts,
 };
+use http_body::Body;
 use octollm_core::{
     budget::Usage,
     contract::ContractRef,
@@ -23,12 +26,14 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSync
 
 use super::{
     foreign,
-    pool::{Download, ExchangeError, ExchangeLimits, Exchanging, Pool, Protocol, ServerHints, Upload},
+    pool::{
+        Download, ExchangeError, ExchangeLimits, Exchanging, Pool, Protocol, ServerHints, Upload, too_large,
+    },
 };
 use crate::{
     io::{ClientTls, Connector, Tcp},
     limits::ClientConfig,
-    wire,
+    wire::{self, BodyBuffer},
 };
 
 /// The purpose of an HTTP request, among its extensions in a
@@ -177,6 +182,11 @@ pub(crate) struct Exchanger {
 }
 
 impl Exchanger {
+    /// The largest answer, in bytes.
+    pub(super) fn max_answer(&self) -> usize {
+        self.pool.max_answer()
+    }
+
     pub(super) fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -315,6 +325,50 @@ pub(super) enum Received {
     Streaming(Box<Download>),
     /// That of an answer by a layer of the user.
     Whole(Bytes),
+}
+
+impl Received {
+    /// The bytes of a body that was read.
+    pub(super) fn into_whole(self) -> Bytes {
+        match self {
+            Self::Whole(whole) => whole,
+            Self::Streaming(_) => Bytes::new(),
+        }
+    }
+}
+
+/// Reads a body until it has ended, has failed, or is larger than `most`.
+pub(super) async fn read(mut download: Download, most: usize) -> (Bytes, Result<(), ExchangeError>) {
+    let mut read = BodyBuffer::default();
+    let ended = loop {
+        match poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await {
+            None => break Ok(()),
+            Some(Err(error)) => break Err(error),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    read.push(data);
+                }
+            }
+        }
+        if read.len() > most {
+            break Err(too_large(most));
+        }
+    };
+    (read.into_bytes(), ended)
+}
+
+/// Reads the body of an answer to its end.
+pub(super) async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Received>, ExchangeError> {
+    let (head, body) = answer.into_parts();
+    let body = match body {
+        Received::Streaming(download) => {
+            let (whole, ended) = read(*download, max).await;
+            ended?;
+            Received::Whole(whole)
+        }
+        whole => whole,
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// Reads the output or the failure, and the usage. Usage that is not reported, or cannot be read whole, is unmetered; for work

@@ -4,6 +4,7 @@ mod pool;
 mod metrics;
 mod foreign;
 mod exchange;
+mod sse;
 mod base_url;
 mod authority;
 mod env;
@@ -33,7 +34,7 @@ use octollm_core::{
     Context,
     bus::EventBus,
     card::ArmCard,
-    context::CallFuture,
+    context::{CallFuture, CallStream},
     contract::{ContractCard, ContractRef, TaskContract},
     deadline::Deadline,
     error::{CallError, ConfigError},
@@ -132,6 +133,13 @@ impl Arms {
     /// Dropping the future cancels the call: its connection is closed, or over HTTP/2 its stream is reset, and the arm's future is dropped.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         self.context().call(input)
+    }
+
+    /// Calls the arm that serves `C`, in a new context, and streams the chunks of its output: see [`Context::stream`].
+    ///
+    /// An arm of octollm streams them as server-sent events. From another one there are no chunks, and the output is the same.
+    pub fn stream<C: TaskContract>(&self, input: C) -> CallStream<C> {
+        self.context().stream(input)
     }
 
     /// Calls a contract by its name, with JSON as input and output: see [`Context::call_json`].

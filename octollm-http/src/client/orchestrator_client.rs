@@ -1,10 +1,12 @@
 //! A client of an orchestrator over HTTP.
 
-use std::{collections::VecDeque, ffi::OsStr, fmt, future::Future, sync::Arc, time::Duration};
+mod events;
+mod polls;
+
+use std::{ffi::OsStr, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream;
 use http::{HeaderMap, Method, Response};
 use octollm_core::{
     __private::{machines::outcome_of_failure, settings::Vars},
@@ -15,17 +17,17 @@ use octollm_core::{
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
     json::read_output,
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates, wait_to_poll},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     parts::{Caller, ContextParts},
     resilience::Outcome,
-    task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
+    task::{Submission, Task, TaskQuery},
     transport::StepKey,
-    update::Progress,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
+pub(super) use self::polls::updates;
 use super::{
     authority::Authority,
     base_url::BaseUrl,
@@ -55,9 +57,14 @@ use crate::limits::limits_setters;
 /// within a budget, and a circuit breaker. What reads or cancels is sent again after a lost connection, a time limit or a refusal.
 /// What submits or reruns a task is so only where nothing has run: there was no connection, or the orchestrator has refused it.
 ///
-/// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes. If a poll fails with `Retry-After`,
-/// the next one waits for at least that time, at most 60 s. After six polls in a row that failed, or one that another cannot help, the
-/// updates end without a final status: [`get`](Orchestrator::get) says why.
+/// Updates of a task are streamed (`GET /tasks/{id}/events`). A stream that breaks is opened again after the last update that has arrived,
+/// so that every number arrives once or is part of a [gap](octollm_core::task::TaskUpdate::Gap). At most half of the
+/// [`max_connections`](OrchestratorClientBuilder::max_connections) are streams. Beyond that, and where the orchestrator has no such route,
+/// updates are polled: they are the differences between two states of the task, numbered by the client, without chunks. The intervals grow
+/// from 20 ms to 500 ms while nothing changes.
+///
+/// If a request for updates fails with `Retry-After`, the next one waits for at least that time, at most 60 s. After six that have failed
+/// in a row, or one that another cannot help, the updates end without a final status: [`get`](Orchestrator::get) says why.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
@@ -69,6 +76,8 @@ struct Inner {
     authority: Authority,
     /// Names the audience of its tokens.
     card: Arc<ArmCard>,
+    /// Places for streams of updates: half of the connections, so that requests have some.
+    streams: Arc<Semaphore>,
 }
 
 impl OrchestratorClient {
@@ -335,8 +344,9 @@ impl OrchestratorClientBuilder {
         let Self { authority, audience, requests, .. } = self;
         let (arm, card): (Arc<str>, _) = (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)));
         let protection = Protection::new(&requests.config, (&arm, endpoint.shared()), None);
+        let streams = Arc::new(Semaphore::new((requests.config.max_connections / 2).max(1)));
         let exchanger = requests.build()?;
-        let inner = Inner { arm, endpoint, exchanger, protection, authority, card };
+        let inner = Inner { arm, endpoint, exchanger, protection, authority, card, streams };
         Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }
 }
@@ -394,6 +404,9 @@ impl Orchestrator for OrchestratorClient {
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
+        if let Some(updates) = self.streamed(id, after, cx).await? {
+            return Ok(updates);
+        }
         let first = self.get(id, cx).await?;
         let (client, cx) = (self.clone(), cx.clone());
         Ok(updates(first, after, cx.deadline(), move |id| {
@@ -470,110 +483,6 @@ fn list_path(query: &TaskQuery) -> String {
 fn with_query<const N: usize>(path: String, fields: [Option<String>; N]) -> String {
     let fields: Vec<_> = fields.into_iter().flatten().collect();
     if fields.is_empty() { path } else { format!("{path}?{}", fields.join("&")) }
-}
-
-/// The shortest and the longest interval of polls, and the most polls that may fail in a row.
-const SHORTEST: Duration = Duration::from_millis(20);
-const LONGEST: Duration = Duration::from_millis(500);
-const FAILURES: u32 = 5;
-
-/// The differences between `first` and later answers of `ask`, as updates numbered from `after` + 1. It ends after the final
-/// status, and when asking fails for good.
-pub(super) fn updates<F, Fut>(
-    first: Task,
-    after: Option<u64>,
-    deadline: Option<Deadline>,
-    ask: F,
-) -> TaskUpdates
-where
-    F: Fn(TaskId) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<Task, Failure>> + Send + 'static,
-{
-    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0), deadline);
-    seen.take_in(first);
-    TaskUpdates::new(stream::unfold((seen, ask), async |(mut seen, ask)| {
-        loop {
-            if let Some(update) = seen.pending.pop_front() {
-                return Some((update, (seen, ask)));
-            }
-            if seen.status.is_some_and(TaskStatus::is_finished) {
-                return None;
-            }
-            tokio::time::sleep(seen.wait.take().unwrap_or(seen.pause)).await;
-            if seen.failures > FAILURES {
-                return None;
-            }
-            seen.pause = (seen.pause * 3 / 2).min(LONGEST);
-            match ask(seen.id.clone()).await {
-                Ok(task) => seen.take_in(task),
-                Err(failure) => {
-                    seen.failures += 1;
-                    seen.wait = wait_to_poll(&failure, seen.pause, seen.deadline);
-                    if seen.wait.is_none() || seen.failures > FAILURES {
-                        tracing::debug!(task = %seen.id, %failure, "no longer following the task");
-                    }
-                    // The next request for the task, by whoever follows it, waits too.
-                    seen.wait?;
-                }
-            }
-        }
-    }))
-}
-
-/// The last state of a task, and the updates not yet returned.
-struct Seen {
-    id: TaskId,
-    seq: u64,
-    status: Option<TaskStatus>,
-    /// Number of the attempt: one may follow another between two polls.
-    attempt: u32,
-    progress: Progress,
-    pending: VecDeque<TaskUpdate>,
-    pause: Duration,
-    /// Wait for the next poll after a failed one.
-    wait: Option<Duration>,
-    failures: u32,
-    deadline: Option<Deadline>,
-}
-
-impl Seen {
-    fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
-        let (progress, pending) = (Progress::default(), VecDeque::new());
-        let (pause, wait, failures) = (SHORTEST, None, 0);
-        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, failures, deadline }
-    }
-
-    fn take_in(&mut self, task: Task) {
-        self.failures = 0;
-        let task_id = self.id.clone();
-        if task.progress != self.progress {
-            self.progress = task.progress;
-            self.pause = SHORTEST;
-            let Progress { percentage, current_step, message, .. } = self.progress.clone();
-            let seq = self.next();
-            let (progress, phase) = (percentage, current_step);
-            self.pending.push_back(TaskUpdate::Progress {
-                task_id: task_id.clone(),
-                seq,
-                progress,
-                phase,
-                message,
-            });
-        }
-        if (self.status, self.attempt) != (Some(task.status), task.attempt) {
-            (self.status, self.attempt) = (Some(task.status), task.attempt);
-            self.pause = SHORTEST;
-            let (status, result, seq) = (task.status, task.result, self.next());
-            // The error of the attempt before is part of the update that it has ended.
-            let error = task.error.filter(|_| status != TaskStatus::Processing);
-            self.pending.push_back(TaskUpdate::Status { task_id, seq, status, result, error });
-        }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.seq += 1;
-        self.seq
-    }
 }
 
 impl fmt::Debug for OrchestratorClient {

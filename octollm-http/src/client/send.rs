@@ -1,5 +1,7 @@
 //! Sending a call to an endpoint: the layers of the user, the HTTP request and its answer.
 
+mod chunks;
+
 use std::{sync::Arc, time::Duration};
 
 use octollm_core::{
@@ -112,7 +114,11 @@ async fn exchange(
     let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints, begun: Some(now) };
     let place = (&*site.arm, site.url.as_str());
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
-    let sent = directory.exchanger.send(request, &site.arm, limits, target).await;
+    let (sent, chunks) = match is_streamed(offer, call) {
+        // Boxed, since the future of every call is as large as its largest part.
+        true => Box::pin(chunks::send(&directory.exchanger, request, (call, &site.arm), limits, target)).await,
+        false => (directory.exchanger.send(request, &site.arm, limits, target).await, 0),
+    };
     span.end(&sent);
     let response = match sent {
         Ok(response) => response,
@@ -120,7 +126,7 @@ async fn exchange(
             // The usage is lost with the reply.
             let ExchangeError { failure, cause } = error;
             let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
-            let error = failed(site, call, *failure).with_usage(usage);
+            let error = failed(site, call, chunks::after(chunks, *failure)).with_usage(usage);
             return Err(match cause {
                 Some(cause) => error.with_source(cause),
                 None => error,
@@ -139,9 +145,14 @@ async fn exchange(
             if let Some(drift) = drift {
                 drift.explain(&mut failure);
             }
-            Err(failed(site, call, failure).with_usage(usage))
+            Err(failed(site, call, chunks::after(chunks, failure)).with_usage(usage))
         }
     }
+}
+
+/// Whether the updates of a call are asked for: somebody reads them, and the arm has them.
+fn is_streamed(offer: &Offer, call: &Call) -> bool {
+    offer.is_octollm() && call.updates.as_ref().is_some_and(|updates| updates.is_read())
 }
 
 /// The error of a call that its breaker rejects.

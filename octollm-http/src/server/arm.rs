@@ -39,11 +39,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     guard::Guard,
-    rates::Rates,
+    rates::{RateReport, Rates},
     recording::Seen,
+    streamed::{Ended, Unsent, streamed},
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, tag_of, within},
 };
 use crate::registry::Registry;
@@ -62,6 +64,7 @@ pub(crate) fn add_contracts(
     transport: &Arc<dyn Transport>,
     rates: Option<Arc<Rates>>,
     guards: HashMap<ContractRef, Arc<Guard>>,
+    ping: Duration,
 ) -> Result<(), ConfigError> {
     if dispatcher.specs().next().is_none() {
         return Ok(());
@@ -70,10 +73,10 @@ pub(crate) fn add_contracts(
         let (dispatcher, transport, contract) = (dispatcher.clone(), transport.clone(), spec.reference());
         let guard = guards.get(&contract).cloned();
         let named = contract.clone();
-        table.contract(&named, spec.path, Contract { dispatcher, contract, transport, guard })?;
+        table.contract(&named, spec.path, Contract { dispatcher, contract, transport, guard, ping })?;
     }
     let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
-    table.add(Method::POST, "/execute", Execute { dispatcher, transport, rates, guards })
+    table.add(Method::POST, "/execute", Execute { dispatcher, transport, rates, guards, ping })
 }
 
 /// `POST /{path}`: runs a contract.
@@ -82,12 +85,28 @@ struct Contract {
     contract: ContractRef,
     transport: Arc<dyn Transport>,
     guard: Option<Arc<Guard>>,
+    /// Of an answer of events.
+    ping: Duration,
 }
 
 /// The future of an endpoint.
 type Answering<'f> = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send + 'f>>;
 
 impl Contract {
+    async fn streamed(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let report = match &self.guard {
+            Some(guard) => guard.take(&inbound).await?,
+            None => RateReport::default(),
+        };
+        let (parts, input) = (inbound.parts, inbound.body);
+        let (ids, named) = ((parts.request_id.clone(), parts.task_id.clone()), parts.task_id.clone());
+        let unsent = Arc::<Unsent>::default();
+        let cx = Context::from_parts(parts, self.transport.clone()).with_updates(unsent.clone());
+        let (dispatcher, guard) = (self.dispatcher.clone(), self.guard.clone());
+        let work = executed(dispatcher, self.contract.clone(), guard, (input, named), cx);
+        report.on(streamed(unsent, work, ids, self.ping).await)
+    }
+
     async fn guarded(&self, guard: &Guard, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let report = guard.take(&inbound).await?;
         let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
@@ -101,10 +120,32 @@ impl Contract {
     }
 }
 
+/// Runs a contract. `task` is the one that the caller named.
+async fn executed(
+    dispatcher: Arc<Dispatcher>,
+    contract: ContractRef,
+    guard: Option<Arc<Guard>>,
+    (input, task): (Bytes, Option<TaskId>),
+    mut cx: Context,
+) -> Ended {
+    let result = match (&guard, dispatcher.spec(&contract)) {
+        (Some(guard), Ok(spec)) => guard.execute(&dispatcher, spec, &input, task.as_ref(), &mut cx).await,
+        _ => {
+            let executed = dispatcher.execute(&contract, &input, &mut cx).await;
+            executed.map(|output| (output, None)).map_err(ArmError::into_failure)
+        }
+    };
+    Ended { result, usage: cx.used(), is_replayed: cx.is_replayed() }
+}
+
 #[async_trait]
 impl Endpoint for Contract {
     fn takes(&self) -> Takes {
         Takes::Json
+    }
+
+    fn is_streaming(&self) -> bool {
+        true
     }
 
     // The expansion of an `async fn`, which would have room for the request twice.
@@ -114,6 +155,9 @@ impl Endpoint for Contract {
         'r: 'f,
         Self: 'f,
     {
+        if inbound.prefers_events {
+            return Box::pin(self.streamed(inbound));
+        }
         if let Some(guard) = &self.guard {
             return Box::pin(self.guarded(guard, inbound));
         }
@@ -136,6 +180,8 @@ struct Execute {
     transport: Arc<dyn Transport>,
     rates: Option<Arc<Rates>>,
     guards: HashMap<ContractRef, Arc<Guard>>,
+    /// Of an answer of events.
+    ping: Duration,
 }
 
 #[derive(Deserialize)]
@@ -170,13 +216,20 @@ impl Endpoint for Execute {
         Takes::Json
     }
 
+    fn is_streaming(&self) -> bool {
+        true
+    }
+
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let envelope = json::read_input::<Envelope>(&inbound.body);
-        let Some(rates) = &self.rates else { return self.run(envelope?, inbound.parts, inbound.seen).await };
+        let streams = inbound.prefers_events;
+        let Some(rates) = &self.rates else {
+            return self.run(envelope?, inbound.parts, inbound.seen, streams).await;
+        };
         let contract = envelope.as_ref().ok().map(|envelope| &envelope.contract);
         let report = rates.take(&inbound.parts.caller, inbound.head, contract).await?;
         report.on(match envelope {
-            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts, inbound.seen)).await,
+            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts, inbound.seen, streams)).await,
             Err(failure) => Err(failure.into()),
         })
     }
@@ -188,6 +241,7 @@ impl Execute {
         envelope: Envelope,
         mut parts: ContextParts,
         seen: Option<&Seen>,
+        streams: bool,
     ) -> Result<Answer, Refusal> {
         let named = envelope.task_id.or_else(|| parts.task_id.take());
         let task = named.clone().unwrap_or_else(|| match &parts.key {
@@ -202,6 +256,15 @@ impl Execute {
             seen.contract.get_or_init(|| spec.reference());
         }
 
+        if streams {
+            let unsent = Arc::<Unsent>::default();
+            let ids = (parts.request_id.clone(), Some(task));
+            let cx = Context::from_parts(parts, self.transport.clone()).with_updates(unsent.clone());
+            let (dispatcher, guard) = (self.dispatcher.clone(), self.guards.get(&envelope.contract).cloned());
+            let input = Bytes::from(String::from(Box::<str>::from(envelope.input)));
+            let work = executed(dispatcher, envelope.contract, guard, (input, named), cx);
+            return Box::pin(streamed(unsent, work, ids, self.ping)).await;
+        }
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
         let (mut cx, input) = (Context::from_parts(parts, self.transport.clone()), envelope.input.get());
         let executed = match self.guards.get(&envelope.contract) {
@@ -483,6 +546,8 @@ pub(crate) struct HealthState {
     checks: Arc<[Check]>,
     check_timeout: Duration,
     running: Mutex<Option<WeakShared<Run>>>,
+    /// Cancelled when the streams of updates are to end.
+    streams: CancellationToken,
 }
 
 impl HealthState {
@@ -493,6 +558,7 @@ impl HealthState {
             checks: checks.into(),
             check_timeout,
             running: Mutex::default(),
+            streams: CancellationToken::new(),
         }
     }
 
@@ -503,6 +569,16 @@ impl HealthState {
     /// Makes the server not ready from now on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Ends the streams of updates, so that those who follow a task do so at another server.
+    pub(crate) fn end_streams(&self) {
+        self.streams.cancel();
+    }
+
+    /// Cancelled when the streams of updates are to end.
+    pub(crate) fn streams(&self) -> CancellationToken {
+        self.streams.clone()
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -11,6 +11,7 @@ use super::{
     arm::{self, ArmCapabilities, HealthState, MetricsPage, Written},
     dead_letters,
     docs::DocsPage,
+    events::LiveStreams,
     identity::Identity,
     listen::Built,
     openapi::{Document, Features},
@@ -82,6 +83,7 @@ impl Server {
             screen,
             (orchestrator.clone(), self.registry.clone()),
             rates.clone(),
+            LiveStreams { ping: self.config.event_ping, end: health.streams() },
         )?;
         if let Some(registry) = self.registry {
             registry::add_registry(
@@ -95,7 +97,7 @@ impl Server {
         if let Some(bus) = &self.dead_letters {
             dead_letters::add_dead_letters(&mut table, bus)?;
         }
-        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
+        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards, self.config.event_ping)?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
             table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;

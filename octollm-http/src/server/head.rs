@@ -275,11 +275,42 @@ fn range_for_json(range: &str) -> Option<(u8, bool)> {
         .iter()
         .position(|known| media.eq_ignore_ascii_case(known))
         .and_then(|position| u8::try_from(position).ok())?;
-    let weight = parts.find_map(|parameter| {
+    Some((specific, weight_of(parts) > 0.0))
+}
+
+/// The weight of a range, by its parameters.
+fn weight_of<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
+    let weight = parameters.find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         name.eq_ignore_ascii_case("q").then(|| value.parse::<f32>().unwrap_or(0.0))
     });
-    Some((specific, weight.is_none_or(|weight| weight > 0.0)))
+    weight.unwrap_or(1.0)
+}
+
+/// Whether the answer is to be server-sent events. Where it can be JSON as well, the caller has to name them, with a weight that is
+/// not less.
+pub(crate) fn wants_events(head: &HeaderMap, or_json: bool) -> bool {
+    let (mut events, mut json, mut any, mut stands) = (None, None, None, false);
+    for value in head.get_all(header::ACCEPT) {
+        stands = true;
+        for range in value.to_str().unwrap_or_default().split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            let is = |known: &str| media.eq_ignore_ascii_case(known);
+            if is("application/json") {
+                json = Some(weight_of(parts));
+            } else if is("text/event-stream") {
+                events = Some(weight_of(parts));
+            } else if is("text/*") || is("*/*") {
+                any = Some(weight_of(parts));
+            }
+        }
+    }
+    if or_json {
+        events.is_some_and(|weight| weight > 0.0 && json.is_none_or(|json| json <= weight))
+    } else {
+        !stands || events.or(any).is_some_and(|weight| weight > 0.0)
+    }
 }
 
 #[cfg(test)]
@@ -326,6 +357,28 @@ mod tests {
         for path in ["/a", "/a%20b", "/%C3%A9", "/..a%2e.b", "/...", "/a.b/.c"] {
             assert!(check_path(path).is_ok(), "{path}");
         }
+    }
+
+    #[test]
+    fn server_sent_events_are_asked_for_by_name() {
+        let wants = |value: &'static str, or_json| {
+            let head = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))]);
+            wants_events(&head, or_json)
+        };
+        for (value, or_json, only_events) in [
+            ("text/event-stream", true, true),
+            ("Text/Event-Stream, application/json;q=0.5", true, true),
+            ("text/event-stream, application/json", true, true),
+            ("text/event-stream;q=0.5, application/json", false, true),
+            ("text/event-stream;q=0, */*", false, false),
+            ("*/*", false, true),
+            ("text/*", false, true),
+            ("application/json", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!((wants(value, true), wants(value, false)), (or_json, only_events), "{value}");
+        }
+        assert!(!wants_events(&HeaderMap::new(), true) && wants_events(&HeaderMap::new(), false));
     }
 
     #[test]

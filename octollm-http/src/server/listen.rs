@@ -178,6 +178,7 @@ impl<A: Acceptor> BoundServer<A> {
         }
         drop((incoming, connections));
         drain.cancel();
+        health.end_streams();
         tracing::info!(server = service.server(), connections = running.len(), "draining");
         let given_up = match is_ended {
             true => Some(Reason::Signal),

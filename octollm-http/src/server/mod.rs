@@ -50,6 +50,8 @@ mod cache;
 mod guard;
 mod ending;
 mod service;
+mod events;
+mod streamed;
 mod arm;
 mod tasks;
 mod registry;
@@ -111,7 +113,7 @@ use crate::{
 /// |---|---|
 /// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
-/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
+/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `GET /tasks/{id}/events`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`registry`](Self::registry) | `POST /arms/register`, `DELETE /arms/{id}` |
 /// | [`dead_letters`](Self::dead_letters) | `GET /dead-letters`, `POST /dead-letters/{id}/replay` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |

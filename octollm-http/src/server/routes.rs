@@ -35,6 +35,8 @@ pub(crate) struct Inbound<'r> {
     pub(crate) id: &'r str,
     /// The whole body; empty if the endpoint takes none.
     pub(crate) body: Bytes,
+    /// Whether the caller prefers server-sent events to JSON.
+    pub(crate) prefers_events: bool,
     /// What is reported of the request.
     pub(crate) seen: Option<&'r Seen>,
 }
@@ -52,11 +54,13 @@ pub(crate) enum Takes {
     Place,
     /// A caller, a body of JSON, and a place.
     Json,
+    /// A caller, and a place among the streams of updates.
+    Stream,
 }
 
 impl Takes {
     pub(crate) fn needs_identity(self) -> bool {
-        matches!(self, Self::Place | Self::Json | Self::GuardedDocument)
+        matches!(self, Self::Place | Self::Json | Self::GuardedDocument | Self::Stream)
     }
 }
 
@@ -68,6 +72,11 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     /// Whether it answers JSON, which its callers have to accept.
     fn is_json(&self) -> bool {
         true
+    }
+
+    /// Whether it answers server-sent events, to callers that accept them.
+    fn is_streaming(&self) -> bool {
+        false
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal>;

@@ -77,6 +77,8 @@ pub(crate) struct Core {
     places: Arc<Semaphore>,
     /// A limit of their own, so that discovery works at any load.
     documents: Arc<Semaphore>,
+    /// A limit of their own, since they are open for as long as their tasks run.
+    streams: Arc<Semaphore>,
     arriving: ArrivingBytes,
     ending: Ending,
 }
@@ -84,12 +86,15 @@ pub(crate) struct Core {
 static GAUGES: LazyLock<Gauges<Core>> = LazyLock::new(|| {
     let running = ("octollm_http_requests_running", "Requests that run now.", &["server"][..]);
     let arriving = ("octollm_http_arriving_bytes", "Bytes of requests that arrive now.", &["server"][..]);
-    Gauges::new(&[running, arriving], |core, gauges| {
-        let [running, arriving] = gauges else { return };
+    let streams = ("octollm_http_live_streams", "Streams of updates that are open now.", &["server"][..]);
+    Gauges::new(&[running, arriving, streams], |core, gauges| {
+        let [running, arriving, streams] = gauges else { return };
         let (server, places) = ([&*core.routes.server.server], core.places.available_permits());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         running.with_label_values(&server).add(count(core.config.max_in_flight.saturating_sub(places)));
         arriving.with_label_values(&server).add(count(core.arriving.bytes()));
+        let free = core.streams.available_permits();
+        streams.with_label_values(&server).add(count(core.config.max_live_streams.saturating_sub(free)));
     })
 });
 
@@ -152,6 +157,7 @@ impl HttpService {
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
+        let streams = Arc::new(Semaphore::new(config.max_live_streams));
         let arriving = ArrivingBytes::new(config.max_arriving);
         let ending = Ending::default();
         let core = Arc::new(Core {
@@ -164,6 +170,7 @@ impl HttpService {
             is_compressing,
             places,
             documents,
+            streams,
             arriving,
             ending,
         });
@@ -394,7 +401,8 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (route, is_coded) = self.admit(head, &parts, (malformed, begun), arrival, found)?;
+        let Admitted { route, is_coded, prefers_events } =
+            self.admit(head, &parts, (malformed, begun), arrival, found)?;
         let takes = route.takes();
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
@@ -439,7 +447,7 @@ impl Core {
         #[cfg(not(feature = "compression"))]
         let _ = is_coded;
         let path = head.uri.path();
-        let call = endpoint.call(Inbound { parts, head, id: route.id(path), body, seen });
+        let call = endpoint.call(Inbound { parts, head, id: route.id(path), body, prefers_events, seen });
         let result = contained(call, path).await?;
         #[cfg(feature = "compression")]
         let result = match result {
@@ -532,6 +540,7 @@ impl Core {
             Takes::Probe => Ok(None),
             Takes::Document | Takes::GuardedDocument => self.place_of(&self.documents, "documents").map(Some),
             Takes::Place | Takes::Json => self.place_of(&self.places, "in_flight").map(Some),
+            Takes::Stream => self.place_of(&self.streams, "live_streams").map(Some),
         }
     }
 
@@ -543,7 +552,7 @@ impl Core {
         })
     }
 
-    /// Checks the head. Returns the route that was found, and whether the body is in gzip.
+    /// Checks the head.
     fn admit<'a>(
         &self,
         head: &Parts,
@@ -551,7 +560,7 @@ impl Core {
         (malformed, begun): (Option<Failure>, Instant),
         arrival: Arrival,
         found: Result<&'a Route, Refusal>,
-    ) -> Result<(&'a Route, bool), Refusal> {
+    ) -> Result<Admitted<'a>, Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version, &head.uri)?;
         head::check_head(head, &self.config)?;
@@ -560,19 +569,32 @@ impl Core {
             return Err(failure.into());
         }
         let route = found?;
-        if let Handler::Endpoint(endpoint) = &route.handler
-            && endpoint.is_json()
-            && !fields.accepts_json()
-        {
-            return Err(Failure::new(ErrorKind::NotAcceptable, "the answer is application/json").into());
+        let mut prefers_events = false;
+        if let Handler::Endpoint(endpoint) = &route.handler {
+            prefers_events = endpoint.is_streaming() && head::wants_events(&head.headers, endpoint.is_json());
+            if !prefers_events && endpoint.is_json() && !fields.accepts_json() {
+                return Err(Failure::new(ErrorKind::NotAcceptable, "the answer is application/json").into());
+            }
+            if !prefers_events && endpoint.is_streaming() && !endpoint.is_json() {
+                return Err(Failure::new(ErrorKind::NotAcceptable, "the answer is text/event-stream").into());
+            }
         }
         let takes = route.takes();
         let is_coded = takes == Takes::Json && fields.check_content(self.is_compressing)?;
         if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed_at(begun)) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
-        Ok((route, is_coded))
+        Ok(Admitted { route, is_coded, prefers_events })
     }
+}
+
+/// A request whose head was checked.
+struct Admitted<'a> {
+    route: &'a Route,
+    /// Whether the body is in gzip.
+    is_coded: bool,
+    /// Whether the answer is a stream of server-sent events.
+    prefers_events: bool,
 }
 
 /// Limits a request to the task of its token.

@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use super::{
     arm::{ArmCapabilities, KnownArms},
+    events::{self, LiveStreams},
     head::percent_decoded,
     rates::Rates,
     request_body::earlier,
@@ -37,6 +38,7 @@ pub(crate) fn add_tasks(
     screen: Option<Screen>,
     (orchestrator, registry): (Option<Arc<dyn Orchestrator>>, Option<Registry>),
     rates: Option<Arc<Rates>>,
+    live: LiveStreams,
 ) -> Result<(), ConfigError> {
     if let Some(screen) = &screen {
         table.add(Method::POST, "/preprocess", Preprocess(screen.clone(), rates.clone()))?;
@@ -55,9 +57,10 @@ pub(crate) fn add_tasks(
         (Method::DELETE, "/tasks/{id}", TaskOperation::Cancel),
         (Method::POST, "/tasks/{id}/rerun", TaskOperation::Rerun),
         (Method::GET, "/tasks/{id}/journal", TaskOperation::Journal),
+        (Method::GET, "/tasks/{id}/events", TaskOperation::Events),
     ] {
         let (orchestrator, screen, rates) = (orchestrator.clone(), screen.clone(), rates.clone());
-        table.add(method, path, Tasks { operation, orchestrator, screen, rates })?;
+        table.add(method, path, Tasks { operation, orchestrator, screen, rates, live: live.clone() })?;
     }
     Ok(())
 }
@@ -70,6 +73,7 @@ struct Tasks {
     screen: Option<Screen>,
     /// Limits on submissions and reruns.
     rates: Option<Arc<Rates>>,
+    live: LiveStreams,
 }
 
 /// The operation of a route.
@@ -87,6 +91,8 @@ enum TaskOperation {
     Rerun,
     /// `GET /tasks/{id}/journal`
     Journal,
+    /// `GET /tasks/{id}/events`
+    Events,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
@@ -110,8 +116,17 @@ impl Endpoint for Tasks {
     fn takes(&self) -> Takes {
         match self.operation {
             TaskOperation::Submit | TaskOperation::Rerun => Takes::Json,
+            TaskOperation::Events => Takes::Stream,
             _ => Takes::Place,
         }
+    }
+
+    fn is_json(&self) -> bool {
+        !self.is_streaming()
+    }
+
+    fn is_streaming(&self) -> bool {
+        matches!(self.operation, TaskOperation::Events)
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
@@ -191,6 +206,11 @@ impl Tasks {
                 let page = orchestrator.journal(id, after, limit, &cx);
                 let (steps, next) = within(deadline, page).await?;
                 Answer::json(&Steps { steps, next })
+            }
+            TaskOperation::Events => {
+                let after = events::cursor(inbound.head, cursor)?;
+                let updates = within(deadline, orchestrator.watch(id, after, &cx)).await?;
+                Ok(self.live.updates(updates, &cx))
             }
             TaskOperation::Cancel => Answer::json(&within(deadline, orchestrator.cancel(id, &cx)).await?),
             TaskOperation::Rerun => {
@@ -349,6 +369,16 @@ fn page(text: &str) -> Result<(Option<u64>, Option<usize>), Failure> {
         _ => None,
     })?;
     Ok((after, at_most))
+}
+
+/// Reads `after=` of a stream, at most once.
+fn cursor(text: &str) -> Result<Option<u64>, Failure> {
+    let mut after = None;
+    parameters(text, |name, value| match name {
+        "after" => value.parse().ok().map(|position| after.replace(position).is_some()),
+        _ => None,
+    })?;
+    Ok(after)
 }
 
 pub(crate) fn limit(value: &str, most: usize) -> Option<usize> {

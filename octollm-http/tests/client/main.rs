@@ -6,6 +6,7 @@ mod cancelled;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;
+mod chunks;
 mod config;
 mod directory;
 mod explained;
@@ -23,5 +24,6 @@ mod proxy;
 mod registered;
 mod resilience;
 mod rest;
+mod updates;
 #[cfg(feature = "tls")]
 mod tls;

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, LazyLock, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -145,6 +145,7 @@ struct Seen {
     accepted: AtomicUsize,
     open: AtomicUsize,
     most_open: AtomicUsize,
+    streams: AtomicBool,
 }
 
 impl Peer {
@@ -222,6 +223,12 @@ impl Peer {
         peer
     }
 
+    /// Reacts to requests for server-sent events as well. Otherwise it has no such routes.
+    pub(crate) fn streaming(self) -> Self {
+        self.seen.streams.store(true, Ordering::SeqCst);
+        self
+    }
+
     /// The requests so far, without those for the card.
     pub(crate) fn calls(&self) -> Vec<Received> {
         let received = self.seen.received.lock().unwrap();
@@ -281,6 +288,10 @@ impl Socket for DuplexStream {
 async fn serve(mut socket: impl Socket, number: usize, seen: &Seen, react: &Reaction) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(request) = read_request(&mut socket, &mut buffer, number).await? {
+        if request.header("accept") == Some("text/event-stream") && !seen.streams.load(Ordering::SeqCst) {
+            socket.write_all(&json_answer(404, &json!({}))).await?;
+            continue;
+        }
         seen.received.lock().unwrap().push(request.clone());
         let mut reacting = react(request);
         let answer = loop {

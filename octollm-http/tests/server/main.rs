@@ -14,6 +14,7 @@ mod docs;
 mod certificates;
 mod ending;
 mod env;
+mod events;
 mod faults;
 mod floods;
 mod identity;

@@ -140,6 +140,14 @@ impl Line {
         self.read.drain(..length).collect()
     }
 
+    /// Everything up to the first occurrence of these bytes.
+    pub(crate) async fn read_to(mut self, end: &[u8]) -> Vec<u8> {
+        while find(&self.read, end).is_none() {
+            assert!(self.more().await, "closed");
+        }
+        self.read
+    }
+
     async fn more(&mut self) -> bool {
         let mut space = [0; 4096];
         match self.stream.read(&mut space).await {

@@ -149,6 +149,11 @@ impl Pool {
         Self(shared)
     }
 
+    /// The largest answer, in bytes.
+    pub(crate) fn max_answer(&self) -> usize {
+        self.0.config.max_answer
+    }
+
     /// Sets the number of arms that share the connections.
     pub(crate) fn set_arms(&self, arms: usize) {
         let (share, reserve) = share(self.0.config.max_connections, arms);

@@ -1,15 +1,12 @@
 //! The attempts of one request: the rate limit, the breaker, the exchange with its redirects, and the wait for the next one.
 
 use std::{
-    future::poll_fn,
-    pin::Pin,
     sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body::Body;
 use octollm_core::{
     __private::machines::outcome_of_failure,
     Context,
@@ -30,12 +27,12 @@ use super::{
 };
 use crate::{
     client::{
-        exchange::{Received, Target, add_detail, is_coded},
+        exchange::{Received, Target, add_detail, is_coded, read, whole},
         foreign,
         metrics::{CallMeter, SendSpan},
-        pool::{Download, ExchangeError, ExchangeLimits, Upload, too_large},
+        pool::{ExchangeError, ExchangeLimits, Upload},
     },
-    wire::{self, BodyBuffer},
+    wire,
 };
 
 /// Where a request goes, as its errors name it.
@@ -348,40 +345,6 @@ async fn either(cancelled: Option<Cancelled>) {
 fn answered(mut failure: Failure, status: StatusCode) -> Failed {
     add_detail(&mut failure, "status", Value::from(status.as_u16()));
     Failed { error: failure.into(), answered: true, works: status.as_u16() < 500 }
-}
-
-/// Reads a body until it has ended, has failed, or is larger than `most`.
-async fn read(mut download: Download, most: usize) -> (Bytes, Result<(), ExchangeError>) {
-    let mut read = BodyBuffer::default();
-    let ended = loop {
-        match poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await {
-            None => break Ok(()),
-            Some(Err(error)) => break Err(error),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    read.push(data);
-                }
-            }
-        }
-        if read.len() > most {
-            break Err(too_large(most));
-        }
-    };
-    (read.into_bytes(), ended)
-}
-
-/// Reads the body of an answer to its end.
-async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Received>, ExchangeError> {
-    let (head, body) = answer.into_parts();
-    let body = match body {
-        Received::Streaming(download) => {
-            let (whole, ended) = read(*download, max).await;
-            ended?;
-            Received::Whole(whole)
-        }
-        whole => whole,
-    };
-    Ok(Response::from_parts(head, body))
 }
 
 /// The answer, if it is a success. A failure has the wait that was `asked` for.

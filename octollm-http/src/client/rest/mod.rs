@@ -20,7 +20,8 @@ use http::{HeaderName, HeaderValue, Method, Uri, header};
 use octollm_core::{bus::EventBus, contract::ContractRef, error::ConfigError, id::is_arm_id};
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::{events::ServerEvent, request::RestRequest};
+pub use self::request::RestRequest;
+pub use super::sse::ServerEvent;
 use self::{rate::RateGate, redact::Secrets};
 use super::{
     authority::OWN,

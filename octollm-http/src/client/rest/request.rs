@@ -21,7 +21,7 @@ use tower::BoxError;
 use super::{
     EXPOSED, METHODS, RestClient,
     attempts::{Place, Prepared, cancelled},
-    events::{Events, ServerEvent},
+    events::Events,
     field, is_own,
     path::Target,
     redact::Secrets,
@@ -31,6 +31,7 @@ use crate::{
     client::{
         exchange::{CODED, Received, is_coded, read_answer},
         pool::Upload,
+        sse::{EVENTS, ServerEvent, is_events},
     },
     wire,
 };
@@ -245,12 +246,9 @@ impl RestRequest {
     pub async fn events(
         mut self,
     ) -> Result<impl Stream<Item = Result<ServerEvent, CallError>> + Send + Unpin + use<>, CallError> {
-        const EVENTS: &str = "text/event-stream";
         self.fields.entry(header::ACCEPT).or_insert(HeaderValue::from_static(EVENTS));
         let (head, mut body) = self.streamed().await?;
-        let media_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media_type = media_type.and_then(|value| value.split(';').next()).unwrap_or_default();
-        if !media_type.trim().eq_ignore_ascii_case(EVENTS) {
+        if !is_events(&head.headers) {
             return Err(body.fail(format!("answered {} without events", head.status.as_u16())));
         }
         Ok(Events::new(body))

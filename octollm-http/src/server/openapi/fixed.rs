@@ -159,10 +159,17 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     let journal = "A page of the calls that a task has made, in the order of their answers.";
     let mut journal = of_task("taskJournal", journal, "Journal");
     push_parameters(&mut journal, journal_parameters());
+    let updates = "The updates of a task after a number, as they come: its progress, chunks and statuses.";
+    let mut updates = of_task("taskEvents", updates, "TaskUpdate");
+    push_parameters(&mut updates, updates_parameters());
+    let schema = updates["responses"]["200"]["content"]["application/json"].take();
+    updates["responses"]["200"]["content"] = json!({ "text/event-stream": schema });
+    updates["responses"]["200"]["description"] = EVENTS.into();
     let cards = [(Method::GET, "/capabilities", cards), (Method::GET, "/arms", arms)];
     let mut operations = vec![
         (Method::POST, "/tasks/{id}/rerun", rerun),
         (Method::GET, "/tasks/{id}/journal", journal),
+        (Method::GET, "/tasks/{id}/events", updates),
         (Method::POST, "/tasks", submit),
         (Method::GET, "/tasks", list),
         (Method::GET, "/tasks/{id}", of_task("getTask", "A task as it stands.", "Task")),
@@ -233,6 +240,16 @@ fn journal_parameters() -> [Value; 2] {
     let after = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX, "description": after });
     let limit = json!({ "type": "integer", "minimum": 1, "maximum": MAX_STEPS, "default": 100 });
     [query("after", after), query("limit", limit)]
+}
+
+/// The events of a task.
+const EVENTS: &str = "Server-sent events, whose data have this form, and whose ids are the numbers.";
+
+fn updates_parameters() -> [Value; 2] {
+    let after = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
+    let last = "The number of the last update that the caller has, in place of `after`.";
+    let last = json!({ "name": "Last-Event-ID", "in": "header", "schema": after, "description": last });
+    [query("after", after), last]
 }
 
 fn list_parameters() -> [Value; 3] {
@@ -421,9 +438,25 @@ pub(crate) fn task_schemas(schemas: &mut Map<String, Value>) {
     insert(schemas, "Task", output_schema::<Task>());
     insert(schemas, "TaskPage", output_schema::<TaskPage>());
     insert(schemas, "Journal", output_schema::<Steps>());
+    insert(schemas, "TaskUpdate", update_schema());
     insert(schemas, "Arms", output_schema::<ArmsBody>());
     insert(schemas, "Rerun", input_schema::<RerunBody>());
     insert(schemas, "Submission", Submission::json_schema());
+}
+
+fn update_schema() -> Value {
+    let number = json!({ "type": "integer", "minimum": 0 });
+    json!({
+        "type": "object", "required": ["type", "task_id", "seq"],
+        "properties": {
+            "type": { "enum": ["progress", "chunk", "status", "gap"] },
+            "task_id": inline::<TaskId>(), "seq": number, "missed": number,
+            "progress": { "type": "integer", "minimum": 0, "maximum": 100 },
+            "phase": { "type": "string" }, "message": { "type": "string" },
+            "data": {}, "status": { "enum": TaskStatus::ALL.map(TaskStatus::as_str) },
+            "result": {}, "error": {},
+        },
+    })
 }
 
 /// The schemas of a reflex.

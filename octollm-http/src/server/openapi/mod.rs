@@ -241,6 +241,8 @@ impl Document {
         if contract.keys != Keys::None {
             fixed::honour_keys(&mut operation);
         }
+        let streamed = &mut operation["responses"]["200"]["content"];
+        streamed["text/event-stream"] = json!({ "schema": { "type": "string" } });
         describe(&mut operation, contract, cached);
         operation["operationId"] = base.into();
         self.operation(&Method::POST, &contract.path, operation);

@@ -1,0 +1,117 @@
+//! The updates of a task by polling, for orchestrators that do not stream them.
+
+use std::{collections::VecDeque, future::Future, time::Duration};
+
+use futures_util::stream;
+use octollm_core::{
+    deadline::Deadline,
+    error::Failure,
+    id::TaskId,
+    orchestrator::{TaskUpdates, wait_to_poll},
+    task::{Task, TaskStatus, TaskUpdate},
+    update::Progress,
+};
+
+/// The shortest and the longest interval of polls, and the most polls that may fail in a row.
+pub(super) const SHORTEST: Duration = Duration::from_millis(20);
+pub(super) const LONGEST: Duration = Duration::from_millis(500);
+pub(super) const FAILURES: u32 = 5;
+
+/// The differences between `first` and later answers of `ask`, as updates numbered from `after` + 1. It ends after the final
+/// status, and when asking fails for good.
+pub(in crate::client) fn updates<F, Fut>(
+    first: Task,
+    after: Option<u64>,
+    deadline: Option<Deadline>,
+    ask: F,
+) -> TaskUpdates
+where
+    F: Fn(TaskId) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<Task, Failure>> + Send + 'static,
+{
+    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0), deadline);
+    seen.take_in(first);
+    TaskUpdates::new(stream::unfold((seen, ask), async |(mut seen, ask)| {
+        loop {
+            if let Some(update) = seen.pending.pop_front() {
+                return Some((update, (seen, ask)));
+            }
+            if seen.status.is_some_and(TaskStatus::is_finished) {
+                return None;
+            }
+            tokio::time::sleep(seen.wait.take().unwrap_or(seen.pause)).await;
+            if seen.failures > FAILURES {
+                return None;
+            }
+            seen.pause = (seen.pause * 3 / 2).min(LONGEST);
+            match ask(seen.id.clone()).await {
+                Ok(task) => seen.take_in(task),
+                Err(failure) => {
+                    seen.failures += 1;
+                    seen.wait = wait_to_poll(&failure, seen.pause, seen.deadline);
+                    if seen.wait.is_none() || seen.failures > FAILURES {
+                        tracing::debug!(task = %seen.id, %failure, "no longer following the task");
+                    }
+                    // The next request for the task, by whoever follows it, waits too.
+                    seen.wait?;
+                }
+            }
+        }
+    }))
+}
+
+/// The last state of a task, and the updates not yet returned.
+struct Seen {
+    id: TaskId,
+    seq: u64,
+    status: Option<TaskStatus>,
+    /// Number of the attempt: one may follow another between two polls.
+    attempt: u32,
+    progress: Progress,
+    pending: VecDeque<TaskUpdate>,
+    pause: Duration,
+    /// Wait for the next poll after a failed one.
+    wait: Option<Duration>,
+    failures: u32,
+    deadline: Option<Deadline>,
+}
+
+impl Seen {
+    fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
+        let (progress, pending) = (Progress::default(), VecDeque::new());
+        let (pause, wait, failures) = (SHORTEST, None, 0);
+        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, failures, deadline }
+    }
+
+    fn take_in(&mut self, task: Task) {
+        self.failures = 0;
+        let task_id = self.id.clone();
+        if task.progress != self.progress {
+            self.progress = task.progress;
+            self.pause = SHORTEST;
+            let Progress { percentage, current_step, message, .. } = self.progress.clone();
+            let seq = self.next();
+            let (progress, phase) = (percentage, current_step);
+            self.pending.push_back(TaskUpdate::Progress {
+                task_id: task_id.clone(),
+                seq,
+                progress,
+                phase,
+                message,
+            });
+        }
+        if (self.status, self.attempt) != (Some(task.status), task.attempt) {
+            (self.status, self.attempt) = (Some(task.status), task.attempt);
+            self.pause = SHORTEST;
+            let (status, result, seq) = (task.status, task.result, self.next());
+            // The error of the attempt before is part of the update that it has ended.
+            let error = task.error.filter(|_| status != TaskStatus::Processing);
+            self.pending.push_back(TaskUpdate::Status { task_id, seq, status, result, error });
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+}

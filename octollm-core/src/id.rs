@@ -26,10 +26,6 @@ fn base62(mut value: u64) -> [u8; 11] {
     digits
 }
 
-fn push_base62(value: u64, width: usize, text: &mut String) {
-    text.extend(base62(value)[11 - width..].iter().map(|&digit| char::from(digit)));
-}
-
 /// The next count. UUIDs that several threads make at once do not always increase.
 fn after_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
     static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
@@ -95,14 +91,18 @@ impl fmt::Display for StepKey {
     }
 }
 
+/// Bytes of the id of a task.
+const TASK_ID: usize = 21;
+
 /// The id of a task: `task_` and 16 letters or digits. Ids sort by their time of creation.
 ///
 /// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each
 /// millisecond: within one process later ids are greater.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(extend("pattern" = "^task_[a-zA-Z0-9]{16}$"))]
-pub struct TaskId(Arc<str>);
+#[schemars(with = "String", extend("pattern" = "^task_[a-zA-Z0-9]{16}$"))]
+// ASCII, beside the other members of what has it: a comparison in a map reads no other memory.
+pub struct TaskId([u8; TASK_ID]);
 
 impl TaskId {
     /// A new id, greater than every earlier one of this process.
@@ -112,25 +112,26 @@ impl TaskId {
         // 12 bits after the version, 35 after the variant: the part of a UUIDv7 that counts up.
         let count = (((bits >> 64) as u64 & 0xfff) << 35) | ((bits as u64 & (u64::MAX >> 2)) >> 27);
         let (milliseconds, count) = after_the_last(milliseconds, count);
-        let mut text = String::with_capacity(21);
-        text.push_str("task_");
-        push_base62(milliseconds, 8, &mut text);
-        push_base62(count, 8, &mut text);
-        Self(text.into())
+        Self::of(milliseconds, count)
     }
 
     /// The id that these bits stand for: equal bits have equal ids.
     pub(crate) fn of_bits(bits: u128) -> Self {
-        let mut text = String::with_capacity(21);
-        text.push_str("task_");
-        push_base62((bits >> 64) as u64, 8, &mut text);
-        push_base62(bits as u64, 8, &mut text);
-        Self(text.into())
+        Self::of((bits >> 64) as u64, bits as u64)
+    }
+
+    /// The last eight digits of each number.
+    fn of(first: u64, second: u64) -> Self {
+        let mut text = *b"task_0000000000000000";
+        text[5..13].copy_from_slice(&base62(first)[3..]);
+        text[13..].copy_from_slice(&base62(second)[3..]);
+        Self(text)
     }
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // Every byte is ASCII.
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
@@ -147,7 +148,8 @@ impl FromStr for TaskId {
         let valid = text
             .strip_prefix("task_")
             .is_some_and(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_alphanumeric()));
-        if valid { Ok(Self(text.into())) } else { Err(InvalidValue::new("task id")) }
+        let bytes = text.as_bytes().try_into().ok().filter(|_| valid);
+        bytes.map(Self).ok_or_else(|| InvalidValue::new("task id"))
     }
 }
 
@@ -167,13 +169,13 @@ impl From<TaskId> for String {
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -304,8 +306,8 @@ mod tests {
     proptest! {
         #[test]
         fn base62_keeps_the_order(a in 0_u64..62_u64.pow(8), b in 0_u64..62_u64.pow(8)) {
-            let text = |value| { let mut text = String::new(); push_base62(value, 8, &mut text); text };
-            prop_assert_eq!(a.cmp(&b), text(a).cmp(&text(b)));
+            prop_assert_eq!(a.cmp(&b), TaskId::of(a, 0).cmp(&TaskId::of(b, 0)));
+            prop_assert_eq!(a.cmp(&b), TaskId::of(0, a).cmp(&TaskId::of(0, b)));
         }
 
         #[test]

@@ -31,10 +31,10 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     explain::CallEvent,
     id::StepKey,
-    json::{RawJson, digest},
+    json::{InputDigest, RawJson, digest},
     meters::Counter,
     store::{Draft, JournalEntry, Recorded, TaskStore, outcome_unknown, own_times, replay, served_by},
-    task::TaskRecord,
+    task::{StepKeys, TaskRecord},
     transport::{Call, Reply, Transport, sent_until},
     update::{Update, UpdateSink},
 };
@@ -51,6 +51,8 @@ struct Shared {
     brain: Weak<Inner>,
     run: Run,
     record: Arc<TaskRecord>,
+    /// Makes the idempotency keys of the calls.
+    keys: Option<StepKeys>,
     store: Arc<dyn TaskStore>,
     transport: Arc<dyn Transport>,
     clock: Clock,
@@ -85,6 +87,7 @@ impl Journal {
         Self(Arc::new(Shared {
             brain: Arc::downgrade(brain),
             run: (record.id().clone(), record.run()),
+            keys: record.step_keys(),
             record,
             store: brain.store.clone(),
             transport: brain.transport.clone(),
@@ -127,19 +130,29 @@ impl Shared {
     }
 
     /// A call that does not match the journal fails the task, also where the arm handles the failure.
-    fn recall(&self, call: &Call, digest: &str) -> Result<Known, CallError> {
+    fn recall(&self, call: &Call, digest: InputDigest) -> Result<Known, CallError> {
         let mut state = self.state();
         let known = state.recall(call, digest).map_err(|failure| {
             state.mismatch.get_or_insert_with(|| failure.clone());
             CallError::new(call.contract.clone(), failure.before_execution())
         });
         drop(state);
-        self.moved.send_replace(());
+        self.moved();
         known
+    }
+
+    /// Reports that the sequence has changed. Whoever waits subscribes before it reads the sequence.
+    fn moved(&self) {
+        if self.moved.receiver_count() > 0 {
+            self.moved.send_replace(());
+        }
     }
 
     /// Waits until the answer with this number may be returned.
     async fn turn(&self, seq: u64) {
+        if self.state().sequence.turn(seq) == Turn::Now {
+            return;
+        }
         let (mut moved, mut wait_limit) = (self.moved.subscribe(), SKIPPED_AFTER);
         loop {
             moved.mark_unchanged();
@@ -154,7 +167,7 @@ impl Shared {
             } else {
                 wait_limit = Duration::ZERO;
                 if self.state().sequence.skip(before) {
-                    self.moved.send_replace(());
+                    self.moved();
                 }
             }
         }
@@ -173,14 +186,14 @@ impl Shared {
     }
 
     /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
-    async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
+    async fn write(&self, entry: &JournalEntry) -> Result<(), CallError> {
         let append = || self.store.append(&self.run.0, self.run.1, entry.clone());
         let Err(error) = repeated(append).await else {
             self.written.count();
             return Ok(());
         };
         tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
-        Err(self.lose(entry.contract))
+        Err(self.lose(entry.contract.clone()))
     }
 
     /// Whether the run holds its task, as far as is known here.
@@ -231,7 +244,7 @@ struct Placed<'a>(&'a Shared, u64);
 impl Drop for Placed<'_> {
     fn drop(&mut self) {
         self.0.state().sequence.leave(self.1);
-        self.0.moved.send_replace(());
+        self.0.moved();
     }
 }
 
@@ -246,8 +259,8 @@ impl Transport for Journal {
         let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
         let (mut begun, mut unknown) = (None, None);
         let mut not_sent = Reports(Some(Usage::ZERO));
-        let known = inner.recall(&call, &draft.input_digest)?;
-        if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
+        let known = inner.recall(&call, draft.input_digest)?;
+        if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), &inner.clock) {
             return self.unauthorized(call, draft, known, refusal).await;
         }
         match known {
@@ -262,14 +275,14 @@ impl Transport for Journal {
                     }
                     _ => {
                         let unknown = outcome_unknown(&call).with_usage(entry.usage);
-                        return self.answered(draft, begun, Err(unknown)).await;
+                        return self.answered(&draft, begun, Err(unknown)).await;
                     }
                 }
             }
             Known::Nothing if !call.is_idempotent() => {
                 let number = inner.state().sequence.number();
                 begun = Some(number);
-                inner.write(draft.entry(number, Recorded::Begun, &inner.clock)).await?;
+                inner.write(&draft.entry(number, Recorded::Begun, inner.claimed)).await?;
                 // The write may have taken longer than the lease.
                 if !inner.is_held() {
                     return Err(inner.lose(call.contract));
@@ -277,13 +290,10 @@ impl Transport for Journal {
             }
             Known::Nothing => {}
         }
-        call.parts.key = inner.record.idempotency_key(&call.step, draft.generation);
-        call.updates = Some(Arc::new(StoresHandle {
-            journal: self.clone(),
-            draft: draft.clone(),
-            begun,
-            to: call.updates.take(),
-        }));
+        call.parts.key = inner.keys.as_ref().and_then(|keys| keys.of(&call.step, draft.generation));
+        let updates = StoresHandle { journal: self.clone(), draft, begun, to: call.updates.take() };
+        let updates = Arc::new(updates);
+        call.updates = Some(updates.clone());
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
         not_sent.0 = None;
         inner.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -294,6 +304,7 @@ impl Transport for Journal {
             Ok(()) => Ok(reply),
             Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
         });
+        let draft = &updates.draft;
         match answer {
             // The run is cancelled, and not the call by its arm: nobody waits for an answer.
             Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => Err(error),
@@ -306,7 +317,7 @@ impl Transport for Journal {
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         let draft = Draft::of(&call, digest(&call.input), self.0.record.generation());
-        match self.0.recall(&call, &draft.input_digest)? {
+        match self.0.recall(&call, draft.input_digest)? {
             Known::Answer(entry) => self.0.replayed(&call, *entry).await,
             Known::Begun(entry) => self.refused(call, draft, Some(*entry), refusal).await,
             Known::Nothing => self.refused(call, draft, None, refusal).await,
@@ -355,19 +366,19 @@ impl Journal {
         mut refusal: Failure,
     ) -> Result<Reply, CallError> {
         let Some(begun) = begun else {
-            return self.answered(draft, None, Err(CallError::new(call.contract, refusal))).await;
+            return self.answered(&draft, None, Err(CallError::new(call.contract, refusal))).await;
         };
         draft.generation = begun.generation;
         refusal.may_have_executed = true;
         let refused = CallError::new(call.contract, refusal).with_usage(begun.usage);
-        self.answered(draft, Some(begun.seq), Err(refused)).await
+        self.answered(&draft, Some(begun.seq), Err(refused)).await
     }
 
     /// Records an answer, and returns it in its turn. `unknown` is the position where the call was begun, if the answer does not
     /// say how that ended.
     async fn answered(
         &self,
-        draft: Draft,
+        draft: &Draft,
         unknown: Option<u64>,
         answer: Result<Reply, CallError>,
     ) -> Result<Reply, CallError> {
@@ -391,9 +402,9 @@ impl Journal {
             let held = state.again.get(&draft.step).copied();
             Placed(inner, state.sequence.enter(held))
         };
-        let entry = draft.entry(placed.1, recorded, &inner.clock);
+        let entry = draft.entry(placed.1, recorded, inner.claimed);
         let entry = JournalEntry { served_by, usage, begun: unknown, ..entry };
-        inner.write(entry.clone()).await?;
+        inner.write(&entry).await?;
         inner.turn(placed.1).await;
         answered.0 = None;
         match answer {
@@ -430,7 +441,7 @@ impl UpdateSink for StoresHandle {
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = self.begun.unwrap_or_else(|| inner.state().sequence.number());
-        let entry = self.draft.entry(number, Recorded::Handle(handle), &inner.clock);
-        inner.write(entry).await.map_err(|error| error.failure().clone())
+        let entry = self.draft.entry(number, Recorded::Handle(handle), inner.claimed);
+        inner.write(&entry).await.map_err(|error| error.failure().clone())
     }
 }

@@ -17,6 +17,7 @@ mod tasks;
 mod updates;
 
 use std::{
+    any::Any,
     ffi::OsStr,
     fmt,
     future::Future,
@@ -40,7 +41,7 @@ use crate::{
     bus::{EventBus, MemoryBus},
     clock::{self, Clock},
     contract::{ContractRef, TaskContract},
-    deadline::Deadline,
+    deadline::run_within,
     dispatcher::Dispatcher,
     error::{ConfigError, Failure},
     id::{RequestId, is_arm_id},
@@ -161,7 +162,7 @@ const STORE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ends an operation of the store that hangs or panics as one that failed.
 async fn limited<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match caught(Deadline::after(STORE_LIMIT).run(operation)).await {
+    match caught(run_within(STORE_LIMIT, operation)).await {
         Ok(Some(answer)) => answer,
         Ok(None) => Err(StoreError::Unavailable(format!("no answer came within {STORE_LIMIT:?}").into())),
         Err(Panicked) => Err(StoreError::Unavailable("it panicked".into())),
@@ -304,6 +305,12 @@ pub struct BrainBuilder {
     audit: Audit,
 }
 
+/// Shares a value. One that is shared already gets no `Arc` around it, which would box each of its futures twice.
+fn shared<T: 'static, S: ?Sized + 'static>(value: T, share: impl FnOnce(T) -> Arc<S>) -> Arc<S> {
+    let known = (&value as &dyn Any).downcast_ref::<Arc<S>>();
+    known.cloned().unwrap_or_else(|| share(value))
+}
+
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Hands the limits of a brain to another macro.
@@ -381,19 +388,19 @@ impl BrainBuilder {
 
     /// Sets the arms that its tasks may call.
     pub fn arms(mut self, transport: impl Transport) -> Self {
-        self.transport = Arc::new(transport);
+        self.transport = shared(transport, |arms| Arc::new(arms));
         self
     }
 
     /// Sets the bus to which it publishes the events of its tasks. Events that the bus does not take wait in the store.
     pub fn bus(mut self, bus: impl EventBus) -> Self {
-        self.bus = Arc::new(bus);
+        self.bus = shared(bus, |bus| Arc::new(bus));
         self
     }
 
     /// Sets the store of its tasks, which other brains may have as well.
     pub fn store(mut self, store: impl TaskStore) -> Self {
-        self.store = Some(Arc::new(store));
+        self.store = Some(shared(store, |store| Arc::new(store)));
         self
     }
 

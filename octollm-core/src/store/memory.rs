@@ -283,7 +283,7 @@ impl TaskStore for MemoryStore {
         let tables = self.tables();
         let Some(row) = tables.tasks.get(id) else { return Ok(Vec::new()) };
         let page = row.journal.range((first, StepKey::Order(0))..).take(limit);
-        Ok(page.map(|(_, entry)| entry.clone()).collect())
+        Ok(page.map(|(_, entry)| JournalEntry::clone(entry)).collect())
     }
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {

@@ -70,7 +70,7 @@ impl Tables {
 pub(super) struct Row {
     pub(super) record: Arc<TaskRecord>,
     /// In order, and the number of the entry of each step.
-    pub(super) journal: BTreeMap<(u64, StepKey), JournalEntry>,
+    pub(super) journal: BTreeMap<(u64, StepKey), Box<JournalEntry>>,
     steps: HashMap<StepKey, u64>,
     pub(super) updates: VecDeque<TaskUpdate>,
     /// Bytes of their chunks and messages.
@@ -92,14 +92,15 @@ impl Row {
         let task = self.record.task();
         let result = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
         let error = task.error.as_ref().map_or(0, TaskError::memory);
-        let journal: usize = self.journal.values().map(JournalEntry::size).sum();
+        let journal: usize = self.journal.values().map(|entry| entry.size()).sum();
         self.record.size() + result + error + task.progress.message.len() + self.update_bytes + journal
     }
 
     pub(super) fn append(&mut self, entry: JournalEntry) {
-        self.discard(&entry.step);
-        self.steps.insert(entry.step.clone(), entry.seq);
-        self.journal.insert((entry.seq, entry.step.clone()), entry);
+        if let Some(earlier) = self.steps.insert(entry.step.clone(), entry.seq) {
+            self.journal.remove(&(earlier, entry.step.clone()));
+        }
+        self.journal.insert((entry.seq, entry.step.clone()), Box::new(entry));
     }
 
     fn discard(&mut self, step: &StepKey) {

@@ -18,9 +18,19 @@ impl Secret {
         Self(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))
     }
 
+    pub(super) fn keys(&self) -> Option<StepKeys> {
+        Hmac::new_from_slice(self.0.as_bytes()).ok().map(StepKeys)
+    }
+}
+
+/// Makes the idempotency keys of the steps of a task.
+#[derive(Clone)]
+pub(crate) struct StepKeys(Hmac<Sha256>);
+
+impl StepKeys {
     /// The idempotency key of a step, in one generation of the journal.
-    pub(super) fn key_of(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).ok()?;
+    pub(crate) fn of(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
+        let mut mac = self.0.clone();
         let kind: &[u8] = match step {
             StepKey::Order(_) => b"order",
             StepKey::Name(_) => b"name",

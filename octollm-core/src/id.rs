@@ -7,12 +7,13 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::invalid::InvalidValue;
+use crate::{invalid::InvalidValue, random};
 
 /// Base 62 in ASCII order, so that encoded numbers sort as the numbers do.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -26,12 +27,33 @@ fn base62(mut value: u64) -> [u8; 11] {
     digits
 }
 
-/// The next count. UUIDs that several threads make at once do not always increase.
-fn after_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
+/// Bits of a count in an id.
+const COUNT: u32 = 47;
+
+/// The milliseconds since 1970 and a count of 47 bits, which together are greater than all earlier ones of this process. The count
+/// starts anew from random bits each millisecond.
+fn ordered() -> (u64, u64) {
     static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    *last = (last.0, last.1 + 1).max((milliseconds, count));
+    *last = if milliseconds > last.0 {
+        // Below half of the counts there are.
+        (milliseconds, random::number() >> (65 - COUNT))
+    } else {
+        (last.0, last.1 + 1)
+    };
     *last
+}
+
+/// A UUID of version 7, greater than every earlier one of this process.
+pub(crate) fn ordered_uuid() -> Uuid {
+    static PROCESS: LazyLock<u64> = LazyLock::new(random::number);
+    let (milliseconds, count) = ordered();
+    // 12 bits of the count after the version and 35 after the variant, then 27 random ones of this process.
+    let upper = (milliseconds << 16) | 0x7000 | (count >> 35 & 0xfff);
+    let lower = (0b10 << 62) | (count << 27 & (u64::MAX >> 2)) | (*PROCESS >> 37);
+    Uuid::from_u64_pair(upper, lower)
 }
 
 /// Whether a text is the id of an arm: at most 128 lower-case letters, digits and dashes, of which the first is a letter.
@@ -107,11 +129,7 @@ pub struct TaskId([u8; TASK_ID]);
 impl TaskId {
     /// A new id, greater than every earlier one of this process.
     pub fn new() -> Self {
-        let bits = Uuid::now_v7().as_u128();
-        let milliseconds = (bits >> 80) as u64;
-        // 12 bits after the version, 35 after the variant: the part of a UUIDv7 that counts up.
-        let count = (((bits >> 64) as u64 & 0xfff) << 35) | ((bits as u64 & (u64::MAX >> 2)) >> 27);
-        let (milliseconds, count) = after_the_last(milliseconds, count);
+        let (milliseconds, count) = ordered();
         Self::of(milliseconds, count)
     }
 
@@ -212,8 +230,7 @@ impl RequestId {
     /// A new id: random bits of this process, and a count.
     pub fn new() -> Self {
         static PROCESS: LazyLock<[u8; 11]> = LazyLock::new(|| {
-            let random = Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2);
-            base62(random)
+            base62(random::number() >> 2)
         });
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = base62(COUNT.fetch_add(1, Ordering::Relaxed));
@@ -295,6 +312,18 @@ mod tests {
             all.extend(ids);
         }
         assert_eq!(all.len(), 400_000);
+    }
+
+    #[test]
+    fn later_uuids_of_version_7_are_greater() {
+        let ids: Vec<_> = (0..10_000).map(|_| ordered_uuid()).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        for id in ids {
+            assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
+            let (seconds, _) = id.get_timestamp().unwrap().to_unix();
+            assert!(seconds <= now + 1 && seconds + 60 > now, "{seconds} and {now}");
+        }
     }
 
     #[test]

@@ -255,27 +255,28 @@ impl Transport for Journal {
             let words = "a call of a brain's program has the key of its step: leave `key` out";
             return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
         }
+        // What is rare is boxed: the future of every call is as large as its largest part.
         let inner = &*self.0;
         let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
         let (mut begun, mut unknown) = (None, None);
         let mut not_sent = Reports(Some(Usage::ZERO));
         let known = inner.recall(&call, draft.input_digest)?;
         if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), &inner.clock) {
-            return self.unauthorized(call, draft, known, refusal).await;
+            return Box::pin(self.unauthorized(call, draft, known, refusal)).await;
         }
         match known {
-            Known::Answer(entry) => return inner.replayed(&call, *entry).await,
+            Known::Answer(entry) => return Box::pin(inner.replayed(&call, *entry)).await,
             Known::Begun(entry) => {
                 (draft.generation, begun) = (entry.generation, Some(entry.seq));
                 match entry.recorded {
                     Recorded::Handle(handle) => call.handle = Some(handle),
-                    _ if inner.keys_are_honoured(&entry).await => {
+                    _ if Box::pin(inner.keys_are_honoured(&entry)).await => {
                         call.parts.repeated = true;
                         unknown = Some(outcome_unknown(&call).with_usage(entry.usage));
                     }
                     _ => {
                         let unknown = outcome_unknown(&call).with_usage(entry.usage);
-                        return self.answered(&draft, begun, Err(unknown)).await;
+                        return Box::pin(self.answered(&draft, begun, Err(unknown))).await;
                     }
                 }
             }
@@ -304,15 +305,15 @@ impl Transport for Journal {
             Ok(()) => Ok(reply),
             Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
         });
-        let draft = &updates.draft;
-        match answer {
+        let (unknown_at, answer) = match answer {
             // The run is cancelled, and not the call by its arm: nobody waits for an answer.
-            Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => Err(error),
+            Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => return Err(error),
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
-                self.answered(draft, begun, Err(unknown.unwrap_or(error))).await
+                (begun, Err(unknown.unwrap_or(error)))
             }
-            answer => self.answered(draft, None, answer).await,
-        }
+            answer => (None, answer),
+        };
+        self.answered(&updates.draft, unknown_at, answer).await
     }
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {

@@ -3,9 +3,8 @@
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use uuid::Uuid;
 
-use crate::{contract::hex, id::StepKey, transport::IdempotencyKey};
+use crate::{contract::hex, id::StepKey, random, transport::IdempotencyKey};
 
 /// What the idempotency keys of a task are made with. Its text shows in no output but the stored record.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,8 +13,7 @@ pub(super) struct Secret(pub(super) String);
 
 impl Secret {
     pub(super) fn new() -> Self {
-        // 122 random bits each.
-        Self(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))
+        Self(hex(&random::bits()))
     }
 
     pub(super) fn keys(&self) -> Option<StepKeys> {

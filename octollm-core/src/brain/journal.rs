@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -150,9 +151,12 @@ impl Shared {
 
     /// Waits until the answer with this number may be returned.
     async fn turn(&self, seq: u64) {
-        if self.state().sequence.turn(seq) == Turn::Now {
-            return;
+        if self.state().sequence.turn(seq) != Turn::Now {
+            Box::pin(self.waited_turn(seq)).await;
         }
+    }
+
+    async fn waited_turn(&self, seq: u64) {
         let (mut moved, mut wait_limit) = (self.moved.subscribe(), SKIPPED_AFTER);
         loop {
             moved.mark_unchanged();
@@ -187,7 +191,9 @@ impl Shared {
 
     /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
     async fn write(&self, entry: &JournalEntry) -> Result<(), CallError> {
-        let append = || self.store.append(&self.run.0, self.run.1, entry.clone());
+        // Not that of the `Arc`, which boxes the future once more.
+        let store = &*self.store;
+        let append = || store.append(&self.run.0, self.run.1, entry.clone());
         let Err(error) = repeated(append).await else {
             self.written.count();
             return Ok(());
@@ -214,6 +220,47 @@ impl Shared {
         CallError::new(contract, Failure::of(ErrorKind::Cancelled))
     }
 
+    /// Records that a call is about to be made, and returns the position of the record.
+    async fn begins(&self, call: &Call, draft: &Draft) -> Result<u64, CallError> {
+        let number = self.state().sequence.number();
+        self.write(&draft.entry(number, Recorded::Begun, self.claimed)).await?;
+        // The write may have taken longer than the lease.
+        if self.is_held() { Ok(number) } else { Err(self.lose(call.contract.clone())) }
+    }
+
+    /// Prepares a call that was begun to be sent again, where it cannot run twice.
+    async fn resumes(&self, call: &mut Call, entry: JournalEntry) -> Resumed {
+        if let Recorded::Handle(handle) = entry.recorded {
+            call.handle = Some(handle);
+            return Resumed::Again(None);
+        }
+        let unknown = outcome_unknown(call).with_usage(entry.usage);
+        if self.keys_are_honoured(&entry).await {
+            call.parts.repeated = true;
+            Resumed::Again(Some(unknown))
+        } else {
+            Resumed::Unknown(unknown)
+        }
+    }
+
+    /// Sends a call. An output that its caller cannot decode is a failure.
+    fn sent(&self, call: Call) -> impl Future<Output = Result<Reply, CallError>> {
+        let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(&self.in_flight);
+        // Not that of the `Arc`, which boxes the future once more.
+        let work = (*self.transport).call(call);
+        async move {
+            let answer = sent_until(deadline, &contract, work, report).await;
+            drop(in_flight);
+            let reply = answer?;
+            match reads(&reply.output) {
+                Ok(()) => Ok(reply),
+                Err(error) => Err(self.transport.explain(reply.unreadable(contract, error))),
+            }
+        }
+    }
+
     /// Whether every arm that offers the contract has a record of the call if it ran there: for long enough and over its restarts,
     /// or else it answers a repeated call from that record alone.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
@@ -227,6 +274,14 @@ impl Shared {
         offers.peek().is_some()
             && offers.all(|offer| offer.keys == Keys::Instance || offer.honours_keys_for(age))
     }
+}
+
+/// How a call that was begun goes on.
+enum Resumed {
+    /// It is sent again. If its outcome is then unknown, it ends with this error where there is one.
+    Again(Option<CallError>),
+    /// Its outcome is unknown.
+    Unknown(CallError),
 }
 
 /// Counts a call that has ended, also where it is dropped.
@@ -248,72 +303,63 @@ impl Drop for Placed<'_> {
     }
 }
 
+type Answering<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
 #[async_trait]
 impl Transport for Journal {
-    async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
-        if call.run_once {
-            let words = "a call of a brain's program has the key of its step: leave `key` out";
-            return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
-        }
-        // What is rare is boxed: the future of every call is as large as its largest part.
-        let inner = &*self.0;
-        let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
-        let (mut begun, mut unknown) = (None, None);
-        let mut not_sent = Reports(Some(Usage::ZERO));
-        let known = inner.recall(&call, draft.input_digest)?;
-        if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), &inner.clock) {
-            return Box::pin(self.unauthorized(call, draft, known, refusal)).await;
-        }
-        match known {
-            Known::Answer(entry) => return Box::pin(inner.replayed(&call, *entry)).await,
-            Known::Begun(entry) => {
-                (draft.generation, begun) = (entry.generation, Some(entry.seq));
-                match entry.recorded {
-                    Recorded::Handle(handle) => call.handle = Some(handle),
-                    _ if Box::pin(inner.keys_are_honoured(&entry)).await => {
-                        call.parts.repeated = true;
-                        unknown = Some(outcome_unknown(&call).with_usage(entry.usage));
-                    }
-                    _ => {
-                        let unknown = outcome_unknown(&call).with_usage(entry.usage);
-                        return Box::pin(self.answered(&draft, begun, Err(unknown))).await;
+    // Not an `async fn`, whose future has the call twice.
+    fn call<'a, 'f>(&'a self, mut call: Call) -> Answering<'f>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            if call.run_once {
+                let words = "a call of a brain's program has the key of its step: leave `key` out";
+                return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
+            }
+            let inner = &*self.0;
+            let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
+            let mut not_sent = Reports(Some(Usage::ZERO));
+            let known = inner.recall(&call, draft.input_digest)?;
+            // What is rare is boxed: the future of every call is as large as its largest part.
+            if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), &inner.clock) {
+                return Box::pin(self.unauthorized(call, draft, known, refusal)).await;
+            }
+            let (mut begun, mut unknown) = (None, None);
+            match known {
+                Known::Answer(entry) => return Box::pin(inner.replayed(&call, *entry)).await,
+                Known::Begun(entry) => {
+                    (draft.generation, begun) = (entry.generation, Some(entry.seq));
+                    match Box::pin(inner.resumes(&mut call, *entry)).await {
+                        Resumed::Again(error) => unknown = error,
+                        Resumed::Unknown(error) => {
+                            return Box::pin(self.answered(&draft, begun, Err(error))).await;
+                        }
                     }
                 }
-            }
-            Known::Nothing if !call.is_idempotent() => {
-                let number = inner.state().sequence.number();
-                begun = Some(number);
-                inner.write(&draft.entry(number, Recorded::Begun, inner.claimed)).await?;
-                // The write may have taken longer than the lease.
-                if !inner.is_held() {
-                    return Err(inner.lose(call.contract));
+                Known::Nothing if !call.is_idempotent() => {
+                    begun = Some(Box::pin(inner.begins(&call, &draft)).await?);
                 }
+                Known::Nothing => {}
             }
-            Known::Nothing => {}
-        }
-        call.parts.key = inner.keys.as_ref().and_then(|keys| keys.of(&call.step, draft.generation));
-        let updates = StoresHandle { journal: self.clone(), draft, begun, to: call.updates.take() };
-        let updates = Arc::new(updates);
-        call.updates = Some(updates.clone());
-        let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
-        not_sent.0 = None;
-        inner.in_flight.fetch_add(1, Ordering::Relaxed);
-        let in_flight = InFlight(&inner.in_flight);
-        let answer = sent_until(deadline, &contract, inner.transport.call(call), report).await;
-        drop(in_flight);
-        let answer = answer.and_then(|reply| match reads(&reply.output) {
-            Ok(()) => Ok(reply),
-            Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
-        });
-        let (unknown_at, answer) = match answer {
-            // The run is cancelled, and not the call by its arm: nobody waits for an answer.
-            Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => return Err(error),
-            Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
-                (begun, Err(unknown.unwrap_or(error)))
-            }
-            answer => (None, answer),
-        };
-        self.answered(&updates.draft, unknown_at, answer).await
+            call.parts.key = inner.keys.as_ref().and_then(|keys| keys.of(&call.step, draft.generation));
+            let updates = StoresHandle { journal: self.clone(), draft, begun, to: call.updates.take() };
+            let updates = Arc::new(updates);
+            call.updates = Some(updates.clone());
+            not_sent.0 = None;
+            let (unknown_at, answer) = match inner.sent(call).await {
+                // The run is cancelled, and not the call by its arm: nobody waits for an answer.
+                Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => {
+                    return Err(error);
+                }
+                Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
+                    (begun, Err(unknown.unwrap_or(error)))
+                }
+                answer => (None, answer),
+            };
+            Box::pin(self.answered(&updates.draft, unknown_at, answer)).await
+        })
     }
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {

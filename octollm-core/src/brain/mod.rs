@@ -135,7 +135,7 @@ impl Inner {
         let _wakes = self.relay.wakes();
         // A run has ended, or none was to end.
         effects.makes_room |= record.run() > 0 && self.is_limited(record.contract());
-        limited(self.store.commit(record, effects)).await
+        limited((*self.store).commit(record, effects)).await
     }
 
     /// Whether a contract has a limit of its own.

@@ -200,8 +200,9 @@ impl TaskStore for MemoryStore {
         }
         self.delay(&mut record, &effects);
         record.set_revision(record.revision() + 1);
-        tables.replace(Arc::new(record), effects, self.now(), &self.limits);
+        let surplus = tables.replace(Arc::new(record), effects, self.now(), &self.limits);
         drop(tables);
+        drop(surplus);
         self.notify(&id, woken);
         Ok(())
     }
@@ -220,8 +221,9 @@ impl TaskStore for MemoryStore {
             let woken = Woken { queue: false, events: !stored.events.is_empty() };
             record.set_revision(record.revision() + 1);
             let record = Arc::new(record);
-            tables.replace(record.clone(), stored, now, &self.limits);
+            let surplus = tables.replace(record.clone(), stored, now, &self.limits);
             drop(tables);
+            drop(surplus);
             self.notify(record.id(), woken);
             let left = record.deadline_at().map(|at| at.duration_since(now));
             let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
@@ -287,8 +289,8 @@ impl TaskStore for MemoryStore {
     }
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
-        let at = self.now();
-        self.tables().run(id, run)?.append(JournalEntry { at, ..entry });
+        let entry = Box::new(JournalEntry { at: self.now(), ..entry });
+        self.tables().run(id, run)?.append(entry);
         Ok(())
     }
 

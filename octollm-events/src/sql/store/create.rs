@@ -64,7 +64,8 @@ pub(super) async fn create(
     let mut followers = Vec::new();
     for (at, (write, whole), record, effects, limits) in creations() {
         let taken = tasks.contains_key(&*record.id) || creating.contains(&record.id);
-        if let Some(existing) = record.unique.as_ref().and_then(|key| keys.get(key)).filter(|_| !taken) {
+        let existing = record.unique.as_ref().and_then(|key| keys.get(key));
+        if let Some(existing) = existing.filter(|existing| !taken && existing.id().as_str() != &*record.id) {
             match creating.get(existing.id().as_str()) {
                 Some(first) => followers.push((at, Arc::clone(first))),
                 None => drop(results.insert(at, Ok(Outcome::Record(existing.clone())))),
@@ -104,6 +105,7 @@ pub(super) async fn create(
         }
         let Some((no, run_at)) = inserted.get(&*record.id) else {
             let existing = record.unique.as_ref().and_then(|key| others.get(key));
+            let existing = existing.filter(|existing| existing.id().as_str() != &*record.id);
             results.insert(
                 at,
                 existing.map_or(Err(Refused::Conflict), |other| Ok(Outcome::Record(other.clone()))),
@@ -113,7 +115,7 @@ pub(super) async fn create(
         let mut task = record.created(*no);
         task.run_at = *run_at;
         flush.counts.change(None, record.status, record.size);
-        flush.record(*no, &record.text);
+        flush.created.insert(*no, record.text.clone());
         effects.apply(&mut task, flush);
         tasks.insert(record.id.to_string(), task);
         let mut stored = whole.clone();

@@ -299,10 +299,11 @@ impl Write {
     /// The tasks that the operation reads or changes.
     fn ids(&self) -> Vec<&str> {
         match &self.what {
-            What::Create { record, .. } | What::Commit { record, .. } => vec![&*record.id],
+            What::Commit { record, .. } => vec![&*record.id],
             What::AppendUpdates { id, .. } => vec![&**id],
             What::Renew { runs, .. } => runs.iter().map(|(id, _)| id.as_str()).collect(),
-            What::Claim(_) => Vec::new(),
+            // The insertion of a task finds the one that has its id.
+            What::Create { .. } | What::Claim(_) => Vec::new(),
         }
     }
 

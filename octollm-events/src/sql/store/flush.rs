@@ -401,14 +401,15 @@ async fn trim(conn: &mut Conn<'_>, task: &mut Task, limits: &Limits) -> Result<(
     conn.execute(&DELETE, [task.no.into(), task.oldest.into()]).await.map(drop)
 }
 
-/// The sums of the counters, and a bound of the number of events that wait.
-pub(super) async fn counts(conn: &mut Conn<'_>) -> Result<(Counts, u64), sqlx::Error> {
+/// The sums of the counters, a bound of the number of events that wait, and the time.
+pub(super) async fn counts(conn: &mut Conn<'_>) -> Result<(Counts, u64, i64), sqlx::Error> {
     static READ: Sql = Sql::new(
         "SELECT CAST(sum(queued) AS BIGINT), CAST(sum(queued_bytes) AS BIGINT), CAST(sum(finished) AS BIGINT), \
-         COALESCE((SELECT max(seq) FROM octollm_events) - (SELECT min(seq) FROM octollm_events) + 1, 0) FROM octollm_counts",
+         COALESCE((SELECT max(seq) FROM octollm_events) - (SELECT min(seq) FROM octollm_events) + 1, 0), {now} \
+         FROM octollm_counts",
     );
     let rows = conn.fetch(&READ, []).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let counts = Counts { queued: row.int(0)?, queued_bytes: row.int(1)?, finished: row.int(2)? };
-    Ok((counts, row.count(3)?))
+    Ok((counts, row.count(3)?, row.int(4)?))
 }

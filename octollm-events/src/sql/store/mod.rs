@@ -209,6 +209,10 @@ impl TaskStore for SqlStore {
         }
     }
 
+    fn starts(&self) -> bool {
+        true
+    }
+
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
         Ok(self.0.database.look_up(read::Get(id.clone())).await?)
     }

@@ -77,7 +77,7 @@ struct Inner {
     /// Whether no other brain can have the store.
     is_alone: bool,
     meters: Meters,
-    running: Running,
+    running: Arc<Running>,
     callers: Callers,
     relay: Arc<Relay>,
     claiming: tokio::sync::Mutex<()>,
@@ -113,7 +113,7 @@ impl Inner {
             holder,
             contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
             meters: Meters::new(&dispatcher.card().arm_id),
-            running: Running::new(limits.max_running),
+            running: Arc::new(Running::new(limits.max_running)),
             callers: Callers::default(),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),
@@ -230,7 +230,7 @@ impl Brain {
     /// Dropping the future loses no task.
     pub async fn recover(&self) -> Result<usize, Failure> {
         scheduler::start(&self.0);
-        Ok(scheduler::claim(&self.0).await?.0)
+        Ok(scheduler::claim(&self.0).await?.started)
     }
 
     /// Stops the brain: accepts no more tasks and no reruns, stops the tasks that run and hands them back to the store, so that

@@ -1,6 +1,6 @@
 //! What a brain offers as an orchestrator.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -236,8 +236,15 @@ impl Brain {
             let task = record.task().clone();
             // The run begins also where the submitter is gone.
             let created = scheduler::create(self.0.clone(), record, effects, place);
-            let created = tokio::spawn(created.in_current_span());
-            match created.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.into()))) {
+            let mut created = Box::pin(created.in_current_span());
+            let stored = match poll_fn(|cx| Poll::Ready(created.as_mut().poll(cx))).await {
+                Poll::Ready(stored) => stored,
+                Poll::Pending => {
+                    let created = tokio::spawn(created);
+                    created.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.into())))
+                }
+            };
+            match stored {
                 Ok(stored) if *stored.id() == id => Ok((task, true)),
                 Ok(existing) => Ok((self.live(&existing), false)),
                 Err(error) => Err(error),

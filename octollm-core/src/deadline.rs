@@ -74,8 +74,19 @@ impl Deadline {
     /// # Cancel safety
     /// As [`run`](Self::run).
     pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> impl Future<Output = Option<F::Output>> {
-        RunUntil { work, deadline, timer: None }
+        RunUntil { work, limit: deadline.map(Limit::At), timer: None }
     }
+}
+
+/// As [`Deadline::run`], until a time after the first poll at which the work is pending. Work that is ready at once reads no clock.
+pub(crate) fn run_within<F: Future>(limit: Duration, work: F) -> impl Future<Output = Option<F::Output>> {
+    RunUntil { work, limit: Some(Limit::Within(limit)), timer: None }
+}
+
+#[derive(Clone, Copy)]
+enum Limit {
+    At(Deadline),
+    Within(Duration),
 }
 
 /// Returns `now + by`, or a time a year from now if the clock cannot represent it.
@@ -91,7 +102,7 @@ pin_project! {
     struct RunUntil<F> {
         #[pin]
         work: F,
-        deadline: Option<Deadline>,
+        limit: Option<Limit>,
         // From the first pending poll on.
         #[pin]
         timer: Option<Unconstrained<Sleep>>,
@@ -106,8 +117,12 @@ impl<F: Future> Future for RunUntil<F> {
         if let Poll::Ready(output) = this.work.poll(cx) {
             return Poll::Ready(Some(output));
         }
-        if let Some(deadline) = this.deadline.take() {
-            this.timer.set(Some(unconstrained(sleep_until(deadline.0))));
+        if let Some(limit) = this.limit.take() {
+            let end = match limit {
+                Limit::At(deadline) => deadline,
+                Limit::Within(time) => Deadline::after(time),
+            };
+            this.timer.set(Some(unconstrained(sleep_until(end.0))));
         }
         match this.timer.as_pin_mut() {
             Some(timer) => timer.poll(cx).map(|()| None),

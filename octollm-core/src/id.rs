@@ -7,12 +7,13 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::invalid::InvalidValue;
+use crate::{invalid::InvalidValue, random};
 
 /// Base 62 in ASCII order, so that encoded numbers sort as the numbers do.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -26,16 +27,33 @@ fn base62(mut value: u64) -> [u8; 11] {
     digits
 }
 
-fn push_base62(value: u64, width: usize, text: &mut String) {
-    text.extend(base62(value)[11 - width..].iter().map(|&digit| char::from(digit)));
+/// Bits of a count in an id.
+const COUNT: u32 = 47;
+
+/// The milliseconds since 1970 and a count of 47 bits, which together are greater than all earlier ones of this process. The count
+/// starts anew from random bits each millisecond.
+fn ordered() -> (u64, u64) {
+    static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    *last = if milliseconds > last.0 {
+        // Below half of the counts there are.
+        (milliseconds, random::number() >> (65 - COUNT))
+    } else {
+        (last.0, last.1 + 1)
+    };
+    *last
 }
 
-/// The next count. UUIDs that several threads make at once do not always increase.
-fn after_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
-    static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    *last = (last.0, last.1 + 1).max((milliseconds, count));
-    *last
+/// A UUID of version 7, greater than every earlier one of this process.
+pub(crate) fn ordered_uuid() -> Uuid {
+    static PROCESS: LazyLock<u64> = LazyLock::new(random::number);
+    let (milliseconds, count) = ordered();
+    // 12 bits of the count after the version and 35 after the variant, then 27 random ones of this process.
+    let upper = (milliseconds << 16) | 0x7000 | (count >> 35 & 0xfff);
+    let lower = (0b10 << 62) | (count << 27 & (u64::MAX >> 2)) | (*PROCESS >> 37);
+    Uuid::from_u64_pair(upper, lower)
 }
 
 /// Whether a text is the id of an arm: at most 128 lower-case letters, digits and dashes, of which the first is a letter.
@@ -95,42 +113,43 @@ impl fmt::Display for StepKey {
     }
 }
 
+/// Bytes of the id of a task.
+const TASK_ID: usize = 21;
+
 /// The id of a task: `task_` and 16 letters or digits. Ids sort by their time of creation.
 ///
 /// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each
 /// millisecond: within one process later ids are greater.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(extend("pattern" = "^task_[a-zA-Z0-9]{16}$"))]
-pub struct TaskId(Arc<str>);
+#[schemars(with = "String", extend("pattern" = "^task_[a-zA-Z0-9]{16}$"))]
+// ASCII, beside the other members of what has it: a comparison in a map reads no other memory.
+pub struct TaskId([u8; TASK_ID]);
 
 impl TaskId {
     /// A new id, greater than every earlier one of this process.
     pub fn new() -> Self {
-        let bits = Uuid::now_v7().as_u128();
-        let milliseconds = (bits >> 80) as u64;
-        // 12 bits after the version, 35 after the variant: the part of a UUIDv7 that counts up.
-        let count = (((bits >> 64) as u64 & 0xfff) << 35) | ((bits as u64 & (u64::MAX >> 2)) >> 27);
-        let (milliseconds, count) = after_the_last(milliseconds, count);
-        let mut text = String::with_capacity(21);
-        text.push_str("task_");
-        push_base62(milliseconds, 8, &mut text);
-        push_base62(count, 8, &mut text);
-        Self(text.into())
+        let (milliseconds, count) = ordered();
+        Self::of(milliseconds, count)
     }
 
     /// The id that these bits stand for: equal bits have equal ids.
     pub(crate) fn of_bits(bits: u128) -> Self {
-        let mut text = String::with_capacity(21);
-        text.push_str("task_");
-        push_base62((bits >> 64) as u64, 8, &mut text);
-        push_base62(bits as u64, 8, &mut text);
-        Self(text.into())
+        Self::of((bits >> 64) as u64, bits as u64)
+    }
+
+    /// The last eight digits of each number.
+    fn of(first: u64, second: u64) -> Self {
+        let mut text = *b"task_0000000000000000";
+        text[5..13].copy_from_slice(&base62(first)[3..]);
+        text[13..].copy_from_slice(&base62(second)[3..]);
+        Self(text)
     }
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // Every byte is ASCII.
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
@@ -147,7 +166,8 @@ impl FromStr for TaskId {
         let valid = text
             .strip_prefix("task_")
             .is_some_and(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_alphanumeric()));
-        if valid { Ok(Self(text.into())) } else { Err(InvalidValue::new("task id")) }
+        let bytes = text.as_bytes().try_into().ok().filter(|_| valid);
+        bytes.map(Self).ok_or_else(|| InvalidValue::new("task id"))
     }
 }
 
@@ -167,13 +187,13 @@ impl From<TaskId> for String {
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -210,8 +230,7 @@ impl RequestId {
     /// A new id: random bits of this process, and a count.
     pub fn new() -> Self {
         static PROCESS: LazyLock<[u8; 11]> = LazyLock::new(|| {
-            let random = Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2);
-            base62(random)
+            base62(random::number() >> 2)
         });
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = base62(COUNT.fetch_add(1, Ordering::Relaxed));
@@ -296,6 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn later_uuids_of_version_7_are_greater() {
+        let ids: Vec<_> = (0..10_000).map(|_| ordered_uuid()).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        for id in ids {
+            assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
+            let (seconds, _) = id.get_timestamp().unwrap().to_unix();
+            assert!(seconds <= now + 1 && seconds + 60 > now, "{seconds} and {now}");
+        }
+    }
+
+    #[test]
     fn requests_are_told_apart() {
         let ids: std::collections::HashSet<_> = (0..10_000).map(|_| RequestId::new()).collect();
         assert_eq!(ids.len(), 10_000);
@@ -304,8 +335,8 @@ mod tests {
     proptest! {
         #[test]
         fn base62_keeps_the_order(a in 0_u64..62_u64.pow(8), b in 0_u64..62_u64.pow(8)) {
-            let text = |value| { let mut text = String::new(); push_base62(value, 8, &mut text); text };
-            prop_assert_eq!(a.cmp(&b), text(a).cmp(&text(b)));
+            prop_assert_eq!(a.cmp(&b), TaskId::of(a, 0).cmp(&TaskId::of(b, 0)));
+            prop_assert_eq!(a.cmp(&b), TaskId::of(0, a).cmp(&TaskId::of(0, b)));
         }
 
         #[test]

@@ -41,6 +41,7 @@ mod clock;
 mod invalid;
 mod panics;
 mod size;
+mod random;
 pub mod id;
 pub mod budget;
 mod dropped;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{Brain, limited};
 use crate::{
+    clock::Clock,
     context::Context,
     contract::Spec,
     error::{ErrorKind, Failure},
@@ -119,9 +120,9 @@ pub(super) fn end_of(record: &TaskRecord) -> Option<Timestamp> {
     record.runs_for().grant().and_then(|grant| grant.valid_until)
 }
 
-/// Checks that a task may make a call at this time, or receive the recorded answer of one.
-pub(super) fn check(record: &TaskRecord, spec: Option<&Spec>, now: Timestamp) -> Result<(), Failure> {
-    if end_of(record).is_some_and(|end| end <= now) {
+/// Checks that a task may make a call now, or receive the recorded answer of one.
+pub(super) fn check(record: &TaskRecord, spec: Option<&Spec>, clock: &Clock) -> Result<(), Failure> {
+    if end_of(record).is_some_and(|end| end <= clock.now()) {
         let words = "the grant of the task has ended: its owner can run it again";
         return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution());
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -31,10 +32,10 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     explain::CallEvent,
     id::StepKey,
-    json::{RawJson, digest},
+    json::{InputDigest, RawJson, digest},
     meters::Counter,
     store::{Draft, JournalEntry, Recorded, TaskStore, outcome_unknown, own_times, replay, served_by},
-    task::TaskRecord,
+    task::{StepKeys, TaskRecord},
     transport::{Call, Reply, Transport, sent_until},
     update::{Update, UpdateSink},
 };
@@ -51,6 +52,8 @@ struct Shared {
     brain: Weak<Inner>,
     run: Run,
     record: Arc<TaskRecord>,
+    /// Makes the idempotency keys of the calls.
+    keys: Option<StepKeys>,
     store: Arc<dyn TaskStore>,
     transport: Arc<dyn Transport>,
     clock: Clock,
@@ -85,6 +88,7 @@ impl Journal {
         Self(Arc::new(Shared {
             brain: Arc::downgrade(brain),
             run: (record.id().clone(), record.run()),
+            keys: record.step_keys(),
             record,
             store: brain.store.clone(),
             transport: brain.transport.clone(),
@@ -127,19 +131,32 @@ impl Shared {
     }
 
     /// A call that does not match the journal fails the task, also where the arm handles the failure.
-    fn recall(&self, call: &Call, digest: &str) -> Result<Known, CallError> {
+    fn recall(&self, call: &Call, digest: InputDigest) -> Result<Known, CallError> {
         let mut state = self.state();
         let known = state.recall(call, digest).map_err(|failure| {
             state.mismatch.get_or_insert_with(|| failure.clone());
             CallError::new(call.contract.clone(), failure.before_execution())
         });
         drop(state);
-        self.moved.send_replace(());
+        self.moved();
         known
+    }
+
+    /// Reports that the sequence has changed. Whoever waits subscribes before it reads the sequence.
+    fn moved(&self) {
+        if self.moved.receiver_count() > 0 {
+            self.moved.send_replace(());
+        }
     }
 
     /// Waits until the answer with this number may be returned.
     async fn turn(&self, seq: u64) {
+        if self.state().sequence.turn(seq) != Turn::Now {
+            Box::pin(self.waited_turn(seq)).await;
+        }
+    }
+
+    async fn waited_turn(&self, seq: u64) {
         let (mut moved, mut wait_limit) = (self.moved.subscribe(), SKIPPED_AFTER);
         loop {
             moved.mark_unchanged();
@@ -154,7 +171,7 @@ impl Shared {
             } else {
                 wait_limit = Duration::ZERO;
                 if self.state().sequence.skip(before) {
-                    self.moved.send_replace(());
+                    self.moved();
                 }
             }
         }
@@ -173,14 +190,16 @@ impl Shared {
     }
 
     /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
-    async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
-        let append = || self.store.append(&self.run.0, self.run.1, entry.clone());
+    async fn write(&self, entry: &JournalEntry) -> Result<(), CallError> {
+        // Not that of the `Arc`, which boxes the future once more.
+        let store = &*self.store;
+        let append = || store.append(&self.run.0, self.run.1, entry.clone());
         let Err(error) = repeated(append).await else {
             self.written.count();
             return Ok(());
         };
         tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
-        Err(self.lose(entry.contract))
+        Err(self.lose(entry.contract.clone()))
     }
 
     /// Whether the run holds its task, as far as is known here.
@@ -201,6 +220,47 @@ impl Shared {
         CallError::new(contract, Failure::of(ErrorKind::Cancelled))
     }
 
+    /// Records that a call is about to be made, and returns the position of the record.
+    async fn begins(&self, call: &Call, draft: &Draft) -> Result<u64, CallError> {
+        let number = self.state().sequence.number();
+        self.write(&draft.entry(number, Recorded::Begun, self.claimed)).await?;
+        // The write may have taken longer than the lease.
+        if self.is_held() { Ok(number) } else { Err(self.lose(call.contract.clone())) }
+    }
+
+    /// Prepares a call that was begun to be sent again, where it cannot run twice.
+    async fn resumes(&self, call: &mut Call, entry: JournalEntry) -> Resumed {
+        if let Recorded::Handle(handle) = entry.recorded {
+            call.handle = Some(handle);
+            return Resumed::Again(None);
+        }
+        let unknown = outcome_unknown(call).with_usage(entry.usage);
+        if self.keys_are_honoured(&entry).await {
+            call.parts.repeated = true;
+            Resumed::Again(Some(unknown))
+        } else {
+            Resumed::Unknown(unknown)
+        }
+    }
+
+    /// Sends a call. An output that its caller cannot decode is a failure.
+    fn sent(&self, call: Call) -> impl Future<Output = Result<Reply, CallError>> {
+        let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(&self.in_flight);
+        // Not that of the `Arc`, which boxes the future once more.
+        let work = (*self.transport).call(call);
+        async move {
+            let answer = sent_until(deadline, &contract, work, report).await;
+            drop(in_flight);
+            let reply = answer?;
+            match reads(&reply.output) {
+                Ok(()) => Ok(reply),
+                Err(error) => Err(self.transport.explain(reply.unreadable(contract, error))),
+            }
+        }
+    }
+
     /// Whether every arm that offers the contract has a record of the call if it ran there: for long enough and over its restarts,
     /// or else it answers a repeated call from that record alone.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
@@ -214,6 +274,14 @@ impl Shared {
         offers.peek().is_some()
             && offers.all(|offer| offer.keys == Keys::Instance || offer.honours_keys_for(age))
     }
+}
+
+/// How a call that was begun goes on.
+enum Resumed {
+    /// It is sent again. If its outcome is then unknown, it ends with this error where there is one.
+    Again(Option<CallError>),
+    /// Its outcome is unknown.
+    Unknown(CallError),
 }
 
 /// Counts a call that has ended, also where it is dropped.
@@ -231,82 +299,72 @@ struct Placed<'a>(&'a Shared, u64);
 impl Drop for Placed<'_> {
     fn drop(&mut self) {
         self.0.state().sequence.leave(self.1);
-        self.0.moved.send_replace(());
+        self.0.moved();
     }
 }
 
+type Answering<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
 #[async_trait]
 impl Transport for Journal {
-    async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
-        if call.run_once {
-            let words = "a call of a brain's program has the key of its step: leave `key` out";
-            return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
-        }
-        let inner = &*self.0;
-        let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
-        let (mut begun, mut unknown) = (None, None);
-        let mut not_sent = Reports(Some(Usage::ZERO));
-        let known = inner.recall(&call, &draft.input_digest)?;
-        if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
-            return self.unauthorized(call, draft, known, refusal).await;
-        }
-        match known {
-            Known::Answer(entry) => return inner.replayed(&call, *entry).await,
-            Known::Begun(entry) => {
-                (draft.generation, begun) = (entry.generation, Some(entry.seq));
-                match entry.recorded {
-                    Recorded::Handle(handle) => call.handle = Some(handle),
-                    _ if inner.keys_are_honoured(&entry).await => {
-                        call.parts.repeated = true;
-                        unknown = Some(outcome_unknown(&call).with_usage(entry.usage));
-                    }
-                    _ => {
-                        let unknown = outcome_unknown(&call).with_usage(entry.usage);
-                        return self.answered(draft, begun, Err(unknown)).await;
+    // Not an `async fn`, whose future has the call twice.
+    fn call<'a, 'f>(&'a self, mut call: Call) -> Answering<'f>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            if call.run_once {
+                let words = "a call of a brain's program has the key of its step: leave `key` out";
+                return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
+            }
+            let inner = &*self.0;
+            let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
+            let mut not_sent = Reports(Some(Usage::ZERO));
+            let known = inner.recall(&call, draft.input_digest)?;
+            // What is rare is boxed: the future of every call is as large as its largest part.
+            if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), &inner.clock) {
+                return Box::pin(self.unauthorized(call, draft, known, refusal)).await;
+            }
+            let (mut begun, mut unknown) = (None, None);
+            match known {
+                Known::Answer(entry) => return Box::pin(inner.replayed(&call, *entry)).await,
+                Known::Begun(entry) => {
+                    (draft.generation, begun) = (entry.generation, Some(entry.seq));
+                    match Box::pin(inner.resumes(&mut call, *entry)).await {
+                        Resumed::Again(error) => unknown = error,
+                        Resumed::Unknown(error) => {
+                            return Box::pin(self.answered(&draft, begun, Err(error))).await;
+                        }
                     }
                 }
-            }
-            Known::Nothing if !call.is_idempotent() => {
-                let number = inner.state().sequence.number();
-                begun = Some(number);
-                inner.write(draft.entry(number, Recorded::Begun, &inner.clock)).await?;
-                // The write may have taken longer than the lease.
-                if !inner.is_held() {
-                    return Err(inner.lose(call.contract));
+                Known::Nothing if !call.is_idempotent() => {
+                    begun = Some(Box::pin(inner.begins(&call, &draft)).await?);
                 }
+                Known::Nothing => {}
             }
-            Known::Nothing => {}
-        }
-        call.parts.key = inner.record.idempotency_key(&call.step, draft.generation);
-        call.updates = Some(Arc::new(StoresHandle {
-            journal: self.clone(),
-            draft: draft.clone(),
-            begun,
-            to: call.updates.take(),
-        }));
-        let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
-        not_sent.0 = None;
-        inner.in_flight.fetch_add(1, Ordering::Relaxed);
-        let in_flight = InFlight(&inner.in_flight);
-        let answer = sent_until(deadline, &contract, inner.transport.call(call), report).await;
-        drop(in_flight);
-        let answer = answer.and_then(|reply| match reads(&reply.output) {
-            Ok(()) => Ok(reply),
-            Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
-        });
-        match answer {
-            // The run is cancelled, and not the call by its arm: nobody waits for an answer.
-            Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => Err(error),
-            Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
-                self.answered(draft, begun, Err(unknown.unwrap_or(error))).await
-            }
-            answer => self.answered(draft, None, answer).await,
-        }
+            call.parts.key = inner.keys.as_ref().and_then(|keys| keys.of(&call.step, draft.generation));
+            let updates = StoresHandle { journal: self.clone(), draft, begun, to: call.updates.take() };
+            let updates = Arc::new(updates);
+            call.updates = Some(updates.clone());
+            not_sent.0 = None;
+            let (unknown_at, answer) = match inner.sent(call).await {
+                // The run is cancelled, and not the call by its arm: nobody waits for an answer.
+                Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => {
+                    return Err(error);
+                }
+                Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
+                    (begun, Err(unknown.unwrap_or(error)))
+                }
+                answer => (None, answer),
+            };
+            Box::pin(self.answered(&updates.draft, unknown_at, answer)).await
+        })
     }
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         let draft = Draft::of(&call, digest(&call.input), self.0.record.generation());
-        match self.0.recall(&call, &draft.input_digest)? {
+        match self.0.recall(&call, draft.input_digest)? {
             Known::Answer(entry) => self.0.replayed(&call, *entry).await,
             Known::Begun(entry) => self.refused(call, draft, Some(*entry), refusal).await,
             Known::Nothing => self.refused(call, draft, None, refusal).await,
@@ -355,19 +413,19 @@ impl Journal {
         mut refusal: Failure,
     ) -> Result<Reply, CallError> {
         let Some(begun) = begun else {
-            return self.answered(draft, None, Err(CallError::new(call.contract, refusal))).await;
+            return self.answered(&draft, None, Err(CallError::new(call.contract, refusal))).await;
         };
         draft.generation = begun.generation;
         refusal.may_have_executed = true;
         let refused = CallError::new(call.contract, refusal).with_usage(begun.usage);
-        self.answered(draft, Some(begun.seq), Err(refused)).await
+        self.answered(&draft, Some(begun.seq), Err(refused)).await
     }
 
     /// Records an answer, and returns it in its turn. `unknown` is the position where the call was begun, if the answer does not
     /// say how that ended.
     async fn answered(
         &self,
-        draft: Draft,
+        draft: &Draft,
         unknown: Option<u64>,
         answer: Result<Reply, CallError>,
     ) -> Result<Reply, CallError> {
@@ -391,9 +449,9 @@ impl Journal {
             let held = state.again.get(&draft.step).copied();
             Placed(inner, state.sequence.enter(held))
         };
-        let entry = draft.entry(placed.1, recorded, &inner.clock);
+        let entry = draft.entry(placed.1, recorded, inner.claimed);
         let entry = JournalEntry { served_by, usage, begun: unknown, ..entry };
-        inner.write(entry.clone()).await?;
+        inner.write(&entry).await?;
         inner.turn(placed.1).await;
         answered.0 = None;
         match answer {
@@ -434,7 +492,7 @@ impl UpdateSink for StoresHandle {
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = self.begun.unwrap_or_else(|| inner.state().sequence.number());
-        let entry = self.draft.entry(number, Recorded::Handle(handle), &inner.clock);
-        inner.write(entry).await.map_err(|error| error.failure().clone())
+        let entry = self.draft.entry(number, Recorded::Handle(handle), inner.claimed);
+        inner.write(&entry).await.map_err(|error| error.failure().clone())
     }
 }

@@ -17,6 +17,7 @@ mod tasks;
 mod updates;
 
 use std::{
+    any::Any,
     ffi::OsStr,
     fmt,
     future::Future,
@@ -40,7 +41,7 @@ use crate::{
     bus::{EventBus, MemoryBus},
     clock::{self, Clock},
     contract::{ContractRef, TaskContract},
-    deadline::Deadline,
+    deadline::run_within,
     dispatcher::Dispatcher,
     error::{ConfigError, Failure},
     id::{RequestId, is_arm_id},
@@ -76,7 +77,7 @@ struct Inner {
     /// Whether no other brain can have the store.
     is_alone: bool,
     meters: Meters,
-    running: Running,
+    running: Arc<Running>,
     callers: Callers,
     relay: Arc<Relay>,
     claiming: tokio::sync::Mutex<()>,
@@ -112,7 +113,7 @@ impl Inner {
             holder,
             contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
             meters: Meters::new(&dispatcher.card().arm_id),
-            running: Running::new(limits.max_running),
+            running: Arc::new(Running::new(limits.max_running)),
             callers: Callers::default(),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),
@@ -134,7 +135,7 @@ impl Inner {
         let _wakes = self.relay.wakes();
         // A run has ended, or none was to end.
         effects.makes_room |= record.run() > 0 && self.is_limited(record.contract());
-        limited(self.store.commit(record, effects)).await
+        limited((*self.store).commit(record, effects)).await
     }
 
     /// Whether a contract has a limit of its own.
@@ -161,7 +162,7 @@ const STORE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ends an operation of the store that hangs or panics as one that failed.
 async fn limited<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match caught(Deadline::after(STORE_LIMIT).run(operation)).await {
+    match caught(run_within(STORE_LIMIT, operation)).await {
         Ok(Some(answer)) => answer,
         Ok(None) => Err(StoreError::Unavailable(format!("no answer came within {STORE_LIMIT:?}").into())),
         Err(Panicked) => Err(StoreError::Unavailable("it panicked".into())),
@@ -229,7 +230,7 @@ impl Brain {
     /// Dropping the future loses no task.
     pub async fn recover(&self) -> Result<usize, Failure> {
         scheduler::start(&self.0);
-        Ok(scheduler::claim(&self.0).await?.0)
+        Ok(scheduler::claim(&self.0).await?.started)
     }
 
     /// Stops the brain: accepts no more tasks and no reruns, stops the tasks that run and hands them back to the store, so that
@@ -302,6 +303,12 @@ pub struct BrainBuilder {
     limits: Limits,
     max_running_of: Vec<(ContractRef, usize)>,
     audit: Audit,
+}
+
+/// Shares a value. One that is shared already gets no `Arc` around it, which would box each of its futures twice.
+fn shared<T: 'static, S: ?Sized + 'static>(value: T, share: impl FnOnce(T) -> Arc<S>) -> Arc<S> {
+    let known = (&value as &dyn Any).downcast_ref::<Arc<S>>();
+    known.cloned().unwrap_or_else(|| share(value))
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -381,19 +388,19 @@ impl BrainBuilder {
 
     /// Sets the arms that its tasks may call.
     pub fn arms(mut self, transport: impl Transport) -> Self {
-        self.transport = Arc::new(transport);
+        self.transport = shared(transport, |arms| Arc::new(arms));
         self
     }
 
     /// Sets the bus to which it publishes the events of its tasks. Events that the bus does not take wait in the store.
     pub fn bus(mut self, bus: impl EventBus) -> Self {
-        self.bus = Arc::new(bus);
+        self.bus = shared(bus, |bus| Arc::new(bus));
         self
     }
 
     /// Sets the store of its tasks, which other brains may have as well.
     pub fn store(mut self, store: impl TaskStore) -> Self {
-        self.store = Some(Arc::new(store));
+        self.store = Some(shared(store, |store| Arc::new(store)));
         self
     }
 

@@ -15,6 +15,7 @@ use crate::{
     contract::Violation,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
+    json::InputDigest,
     parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Task, TaskError, TaskRecord, TaskStatus},
@@ -72,9 +73,12 @@ impl State {
     ///
     /// # Errors
     /// A failure where the record is of another call.
-    pub(super) fn recall(&mut self, call: &Call, digest: &str) -> Result<Known, Failure> {
+    pub(super) fn recall(&mut self, call: &Call, digest: InputDigest) -> Result<Known, Failure> {
         if !self.taken.insert(call.step.clone()) {
             return Err(of_another_program(format!("step {} is called twice in one run", call.step)));
+        }
+        if self.recorded.is_empty() {
+            return Ok(Known::Nothing);
         }
         let Some(entry) = self.recorded.remove(&call.step) else { return Ok(Known::Nothing) };
         if entry.contract != call.contract {

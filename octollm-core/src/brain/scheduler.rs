@@ -16,7 +16,7 @@ use tracing::Instrument;
 use super::{Inner, arm::Caller, limited, meters, run, updates::UpdateLog};
 use crate::{
     id::TaskId,
-    store::{Claim, StoreError},
+    store::{Claim, SideEffects, Start, StoreError},
     task::TaskRecord,
 };
 
@@ -55,22 +55,25 @@ async fn schedule(brain: Loops, every: Duration) {
     drop(inner);
     loop {
         count.mark_unchanged();
-        let (wait, failed) = {
+        let (wait, is_full) = {
             let Some(inner) = brain.0.upgrade() else { return };
             if inner.running.is_closed() {
                 return;
             }
             match claim(&inner).await {
-                Ok((_, free_in)) => (free_in.map_or(every, |time| time.clamp(SHORTEST, every)), false),
+                Ok(Claims { free_in, is_full, .. }) => {
+                    (free_in.map_or(every, |time| time.clamp(SHORTEST, every)), Some(is_full))
+                }
                 Err(error) => {
                     tracing::warn!(%error, "tasks not claimed");
-                    (PAUSE.min(every), true)
+                    (PAUSE.min(every), None)
                 }
             }
         };
         tokio::select! {
-            () = store_changed(&mut queue), if !failed => {}
-            changed = count.changed(), if !failed => if changed.is_err() { return },
+            () = store_changed(&mut queue), if is_full.is_some() => {}
+            // Where there was room, nothing is free that the store does not report.
+            changed = count.changed(), if is_full == Some(true) => if changed.is_err() { return },
             () = ended.cancelled() => return,
             () = sleep(wait) => {}
         }
@@ -84,15 +87,24 @@ pub(super) async fn store_changed(changes: &mut watch::Receiver<()>) {
     }
 }
 
-/// Claims as many tasks as may run, and starts them. Returns their number, and the time until a delayed task is free.
-pub(super) async fn claim(inner: &Arc<Inner>) -> Result<(usize, Option<Duration>), StoreError> {
+/// What a brain has claimed.
+pub(super) struct Claims {
+    pub(super) started: usize,
+    /// The time until a delayed task is free.
+    free_in: Option<Duration>,
+    /// Whether further tasks may be free, for which there is no room.
+    is_full: bool,
+}
+
+/// Claims as many tasks as may run, and starts them.
+pub(super) async fn claim(inner: &Arc<Inner>) -> Result<Claims, StoreError> {
     // One at a time: each counts the room that is left.
     let _turn = inner.claiming.lock().await;
     let mut started = 0;
     loop {
         let room = inner.running.room();
         if room == 0 {
-            return Ok((started, None));
+            return Ok(Claims { started, free_in: None, is_full: true });
         }
         let (lease, asked) = (inner.limits.lease, Instant::now());
         let (holder, source, contracts) = (&*inner.holder, inner.source(), &*inner.contracts);
@@ -110,9 +122,38 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<(usize, Option<Duration>
         }
         // No more are free; the store reports those that come.
         if count < room {
-            return Ok((started, claimed.free_in));
+            return Ok(Claims { started, free_in: claimed.free_in, is_full: false });
         }
     }
+}
+
+/// Creates a task, and starts it where the store does. Returns it as it is stored.
+///
+/// Once it is begun it is to end: a task that is started and not begun would wait for the end of its lease.
+pub(super) async fn create(
+    inner: Arc<Inner>,
+    record: TaskRecord,
+    mut effects: SideEffects,
+    place: Option<Reserved>,
+) -> Result<Arc<TaskRecord>, StoreError> {
+    let (lease, asked, id) = (inner.limits.lease, Instant::now(), record.id().clone());
+    effects.start = place.is_some().then(|| Start::new(&inner.holder, lease, inner.source()));
+    let (tasks, bytes) = (inner.limits.max_queued, inner.limits.max_queued_bytes);
+    let stored = match limited(inner.store.create(record, effects, tasks, bytes)).await {
+        // It may have been stored all the same.
+        Err(error @ StoreError::Unavailable(_)) => match limited(inner.store.get(&id)).await {
+            Ok(Some(stored)) => stored,
+            _ => return Err(error),
+        },
+        created => created?,
+    };
+    if place.is_some() && *stored.id() == id && stored.is_held(&inner.holder, 1) {
+        let time_left = stored.time_limit();
+        if let Some(record) = begin(&inner, stored.clone(), time_left, asked + lease) {
+            run::release(&inner, record).await;
+        }
+    }
+    Ok(stored)
 }
 
 /// Starts a claimed task. Returns it where the brain begins no more runs.
@@ -203,6 +244,8 @@ pub(super) struct Running {
 #[derive(Default)]
 struct Runs {
     runs: BTreeMap<Run, Entry>,
+    /// Places of tasks that are being created, and may start at once.
+    reserved: usize,
     /// Nothing more is claimed.
     drained: bool,
     closed: bool,
@@ -228,7 +271,16 @@ impl Running {
     /// The number of further runs that may begin.
     pub(super) fn room(&self) -> usize {
         let state = self.state();
-        if state.closed || state.drained { 0 } else { self.max.saturating_sub(state.runs.len()) }
+        state.room(self.max)
+    }
+
+    /// Reserves a place for a run that may begin. `None` where there is no room.
+    pub(super) fn reserve(self: &Arc<Self>) -> Option<Reserved> {
+        let mut state = self.state();
+        (state.room(self.max) > 0).then(|| {
+            state.reserved += 1;
+            Reserved(self.clone())
+        })
     }
 
     /// Adds a run, whose lease expires at `held_until`. `None` where the brain is closed or drained.
@@ -361,9 +413,37 @@ impl Running {
         }
     }
 
-    /// Returns when nothing runs.
+    /// Returns when nothing runs, and nothing is about to.
     pub(super) async fn idle(&self) {
-        let _ = self.count.subscribe().wait_for(|running| *running == 0).await;
+        let mut count = self.count.subscribe();
+        while !self.state().is_idle() {
+            // The sender is in `self`.
+            let _ = count.changed().await;
+        }
+    }
+}
+
+impl Runs {
+    fn room(&self, max: usize) -> usize {
+        match self.closed || self.drained {
+            true => 0,
+            false => max.saturating_sub(self.runs.len() + self.reserved),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.runs.is_empty() && self.reserved == 0
+    }
+}
+
+/// A place that is reserved for a run.
+pub(super) struct Reserved(Arc<Running>);
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.reserved -= 1;
+        self.0.count.send_replace(state.runs.len());
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a brain offers as an orchestrator.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tracing::Instrument;
 
 use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
 use crate::{
@@ -230,20 +231,46 @@ impl Brain {
         // The submitter knows that it is queued: the live updates begin with its start.
         let change = SideEffects::of_change(&record, self.0.source());
         let effects = SideEffects { updates: Vec::new(), delay, ..change };
-        let (tasks, bytes) = (self.0.limits.max_queued, self.0.limits.max_queued_bytes);
-        match limited(self.0.store.create(record, effects, tasks, bytes)).await {
-            Ok(stored) if *stored.id() == id => {
-                self.0.meters.submitted.count();
-                Ok(stored.task().clone())
+        let place = self.place(&record, delay);
+        let stored = if place.is_some() {
+            let task = record.task().clone();
+            // The run begins also where the submitter is gone.
+            let created = scheduler::create(self.0.clone(), record, effects, place);
+            let mut created = Box::pin(created.in_current_span());
+            let stored = match poll_fn(|cx| Poll::Ready(created.as_mut().poll(cx))).await {
+                Poll::Ready(stored) => stored,
+                Poll::Pending => {
+                    let created = tokio::spawn(created);
+                    created.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.into())))
+                }
+            };
+            match stored {
+                Ok(stored) if *stored.id() == id => Ok((task, true)),
+                Ok(existing) => Ok((self.live(&existing), false)),
+                Err(error) => Err(error),
             }
-            Ok(existing) => Ok(Task { existing: true, ..self.live(&existing) }),
-            // It may have been stored all the same.
-            Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&id)).await {
-                Ok(Some(stored)) => Ok(stored.task().clone()),
-                _ => Err(uncertain(error)),
-            },
+        } else {
+            let stored = scheduler::create(self.0.clone(), record, effects, None).await;
+            stored.map(|stored| match *stored.id() == id {
+                true => (stored.task().clone(), true),
+                false => (self.live(&stored), false),
+            })
+        };
+        match stored {
+            Ok((task, true)) => {
+                self.0.meters.submitted.count();
+                Ok(task)
+            }
+            Ok((existing, false)) => Ok(Task { existing: true, ..existing }),
+            Err(error @ StoreError::Unavailable(_)) => Err(uncertain(error)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Reserves a place for a task that may start together with its creation.
+    fn place(&self, record: &TaskRecord, delay: Option<Duration>) -> Option<scheduler::Reserved> {
+        let is_free = delay.is_none() && record.run_at().is_none() && !self.0.is_limited(record.contract());
+        (is_free && self.0.store.starts()).then(|| self.0.running.reserve()).flatten()
     }
 
     /// A task with the progress that only this brain knows.

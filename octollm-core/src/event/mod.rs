@@ -31,12 +31,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use self::attributes::SPECVERSION;
 pub use self::channel::{Channel, Pattern};
 use crate::contract::ContractRef;
 use crate::error::InvalidValue;
+use crate::id;
 
 /// Something that happened, published on its [`Channel`].
 ///
@@ -84,7 +84,7 @@ impl Event {
     ) -> Result<Self, InvalidValue> {
         Ok(Self(Arc::new(Attributes {
             channel,
-            id: Uuid::now_v7().to_string(),
+            id: id::ordered_uuid().to_string(),
             timestamp: Timestamp::now(),
             source: required("source", source.into())?,
             data: data.into(),

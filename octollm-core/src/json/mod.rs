@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Deserializer, Value, de::StrRead};
 
 pub(crate) use self::{
-    digest::{bounded_digest, digest},
+    digest::{InputDigest, bounded_digest, digest},
     value::read_value,
     write::try_write,
 };

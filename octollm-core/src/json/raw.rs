@@ -1,6 +1,9 @@
 //! JSON that is stored and sent as text.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -39,7 +42,8 @@ impl RawJson {
 
     /// The empty object, `{}`.
     pub fn object() -> Self {
-        Self::from(Value::Object(serde_json::Map::new()))
+        static OBJECT: LazyLock<RawJson> = LazyLock::new(|| RawJson::from(Value::Object(serde_json::Map::new())));
+        OBJECT.clone()
     }
 
     /// The JSON text.

@@ -35,6 +35,39 @@ pub struct SideEffects {
     /// Whether a brain may now claim a task that was free before, as where the end of this one makes room below a
     /// [limit](Claim::max_running). The store reports it as a change of the queue.
     pub makes_room: bool,
+    /// The run that the store may start together with the creation of a task, where no other task is queued: see [`Start`].
+    pub start: Option<Start>,
+}
+
+/// The first run of a task that is created for the brain that creates it, which saves the transaction of a claim.
+///
+/// The store decides: [`create`](super::TaskStore::create) returns the task as it is stored, processing with a lease of this brain, or
+/// queued. One that starts it stores the effects of the start after those of the creation. A store that knows nothing of it
+/// queues the task.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Start {
+    /// The brain: see [`Claim::holder`].
+    pub holder: String,
+    /// Time until the lease expires.
+    pub lease: Duration,
+    /// Source of the events of the start.
+    pub source: String,
+}
+
+impl Start {
+    /// A start by this brain.
+    pub fn new(holder: impl Into<String>, lease: Duration, source: impl Into<String>) -> Self {
+        Self { holder: holder.into(), lease, source: source.into() }
+    }
+
+    /// Starts the run as [`Claim::start`] does.
+    ///
+    /// # Errors
+    /// A [`Failure`] of kind conflict unless the task [is free](TaskRecord::is_free).
+    pub fn start(&self, record: &mut TaskRecord, now: Timestamp) -> Result<SideEffects, Failure> {
+        Claim::new(&self.holder, &[], self.lease, 1, &self.source).start(record, now)
+    }
 }
 
 impl SideEffects {

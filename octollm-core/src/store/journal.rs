@@ -9,12 +9,10 @@ use tokio::time::Instant;
 
 use crate::{
     budget::{Budget, Usage},
-    clock::Clock,
     contract::ContractRef,
-    deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
-    json::RawJson,
+    json::{InputDigest, RawJson},
     task::TaskRecord,
     transport::{Call, Reply},
 };
@@ -35,7 +33,7 @@ pub struct JournalEntry {
     /// Whether the caller's contract is idempotent.
     pub(crate) idempotent: bool,
     /// Digest of the input, whatever the order of its keys.
-    pub(crate) input_digest: String,
+    pub(crate) input_digest: InputDigest,
     /// Generation of the idempotency key that the call has.
     #[serde(default, skip_serializing_if = "is_first")]
     pub(crate) generation: u32,
@@ -141,13 +139,12 @@ impl Recorded {
 }
 
 /// The part of an entry that is known when the call is made.
-#[derive(Clone)]
 pub(crate) struct Draft {
     pub(crate) step: StepKey,
     batch: Option<StepKey>,
     pub(crate) contract: ContractRef,
     idempotent: bool,
-    pub(crate) input_digest: String,
+    pub(crate) input_digest: InputDigest,
     pub(crate) generation: u32,
     budget_left: Budget,
     time_left: Option<Duration>,
@@ -156,7 +153,8 @@ pub(crate) struct Draft {
 
 impl Draft {
     /// A call with an idempotency key of this generation.
-    pub(crate) fn of(call: &Call, input_digest: String, generation: u32) -> Self {
+    pub(crate) fn of(call: &Call, input_digest: InputDigest, generation: u32) -> Self {
+        let begun = Instant::now();
         Self {
             step: call.step.clone(),
             batch: call.batch.clone(),
@@ -165,12 +163,14 @@ impl Draft {
             input_digest,
             generation,
             budget_left: call.parts.budget,
-            time_left: call.parts.deadline.map(Deadline::remaining),
-            begun: Instant::now(),
+            time_left: call.parts.deadline.map(|end| end.instant().saturating_duration_since(begun)),
+            begun,
         }
     }
 
-    pub(crate) fn entry(&self, seq: u64, recorded: Recorded, clock: &Clock) -> JournalEntry {
+    /// An entry of this call that is made now. The clock of the store showed the first time of `clock` at the second.
+    pub(crate) fn entry(&self, seq: u64, recorded: Recorded, clock: (Timestamp, Instant)) -> JournalEntry {
+        let now = Instant::now();
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let usage = if recorded.is_answered() { Usage::ZERO } else { Usage::UNMETERED };
         JournalEntry {
@@ -179,7 +179,7 @@ impl Draft {
             batch: self.batch.clone(),
             contract: self.contract.clone(),
             idempotent: self.idempotent,
-            input_digest: self.input_digest.clone(),
+            input_digest: self.input_digest,
             generation: self.generation,
             begun: None,
             recorded,
@@ -187,8 +187,8 @@ impl Draft {
             usage,
             budget_left: self.budget_left,
             time_left_ms: self.time_left.map(milliseconds),
-            duration_ms: self.begun.elapsed().as_secs_f64() * 1e3,
-            at: clock.now(),
+            duration_ms: now.duration_since(self.begun).as_secs_f64() * 1e3,
+            at: clock.0.checked_add(now.duration_since(clock.1)).unwrap_or(clock.0),
         }
     }
 }

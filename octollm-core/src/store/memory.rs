@@ -7,6 +7,7 @@ mod tests;
 
 use std::{
     collections::HashSet,
+    iter,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -158,7 +159,6 @@ impl TaskStore for MemoryStore {
         max_queued: usize,
         max_queued_bytes: usize,
     ) -> Result<Arc<TaskRecord>, StoreError> {
-        let woken = Woken::by(&record, &effects);
         let mut guard = self.tables();
         let tables = &mut *guard;
         if tables.tasks.contains_key(record.id()) {
@@ -172,14 +172,25 @@ impl TaskStore for MemoryStore {
             return Err(StoreError::Full);
         }
         self.delay(&mut record, &effects);
+        let now = self.now();
+        let start = effects.start.as_ref().filter(|_| tables.index.queued() == 0);
+        let started = start.and_then(|start| start.start(&mut record, now).ok());
+        record.set_revision(record.revision() + u64::from(started.is_some()));
+        let woken = Woken::by(&record, &effects);
         let record = Arc::new(record);
         let mut row = Row::new(record.clone());
-        tables.outbox.extend(row.apply(effects, &self.limits));
-        tables.index.insert(&row, self.now());
+        for effects in iter::once(effects).chain(started) {
+            tables.outbox.extend(row.apply(effects, &self.limits));
+        }
+        tables.index.insert(&row, now);
         tables.tasks.insert(record.id().clone(), row);
         drop(guard);
         self.notify(record.id(), woken);
         Ok(record)
+    }
+
+    fn starts(&self) -> bool {
+        true
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
@@ -200,8 +211,9 @@ impl TaskStore for MemoryStore {
         }
         self.delay(&mut record, &effects);
         record.set_revision(record.revision() + 1);
-        tables.replace(Arc::new(record), effects, self.now(), &self.limits);
+        let surplus = tables.replace(Arc::new(record), effects, self.now(), &self.limits);
         drop(tables);
+        drop(surplus);
         self.notify(&id, woken);
         Ok(())
     }
@@ -220,8 +232,9 @@ impl TaskStore for MemoryStore {
             let woken = Woken { queue: false, events: !stored.events.is_empty() };
             record.set_revision(record.revision() + 1);
             let record = Arc::new(record);
-            tables.replace(record.clone(), stored, now, &self.limits);
+            let surplus = tables.replace(record.clone(), stored, now, &self.limits);
             drop(tables);
+            drop(surplus);
             self.notify(record.id(), woken);
             let left = record.deadline_at().map(|at| at.duration_since(now));
             let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
@@ -283,12 +296,12 @@ impl TaskStore for MemoryStore {
         let tables = self.tables();
         let Some(row) = tables.tasks.get(id) else { return Ok(Vec::new()) };
         let page = row.journal.range((first, StepKey::Order(0))..).take(limit);
-        Ok(page.map(|(_, entry)| entry.clone()).collect())
+        Ok(page.map(|(_, entry)| JournalEntry::clone(entry)).collect())
     }
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
-        let at = self.now();
-        self.tables().run(id, run)?.append(JournalEntry { at, ..entry });
+        let entry = Box::new(JournalEntry { at: self.now(), ..entry });
+        self.tables().run(id, run)?.append(entry);
         Ok(())
     }
 
@@ -332,14 +345,17 @@ impl TaskStore for MemoryStore {
 
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
         let mut tables = self.tables();
-        let mut ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
         // They are the first ones, unless another relay took over: the events after them are not searched.
-        while tables.outbox.front().is_some_and(|event| ids.remove(event.id())) {
-            tables.outbox.pop_front();
-        }
-        if !ids.is_empty() {
+        let those = event_ids.iter().zip(&tables.outbox);
+        let first = those.take_while(|(id, event)| *id == event.id()).count();
+        let published: Vec<_> = tables.outbox.drain(..first).collect();
+        if let Some(rest) = event_ids.get(first..).filter(|rest| !rest.is_empty()) {
+            let ids: HashSet<&str> = rest.iter().map(String::as_str).collect();
             tables.outbox.retain(|event| !ids.contains(event.id()));
         }
+        // Dropped without the lock.
+        drop(tables);
+        drop(published);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ pub(crate) use self::{
     journal::{Draft, Recorded, outcome_unknown, own_times, replay, served_by},
 };
 pub use self::{
-    change::{Claim, Claimed, SideEffects},
+    change::{Claim, Claimed, SideEffects, Start},
     journal::JournalEntry,
     memory::MemoryStore,
 };
@@ -43,6 +43,8 @@ pub trait TaskStore: Send + Sync + 'static {
     /// [uniqueness key](TaskRecord::unique_key) that a task which is not finished has too, the store returns that task, and stores
     /// nothing. No two tasks with one key are stored.
     ///
+    /// With [`SideEffects::start`] it may start the first run of the task.
+    ///
     /// Otherwise refuses it when `max_queued` tasks are queued, delayed ones included, or when those and this one have more than
     /// `max_queued_bytes` bytes by [`TaskRecord::size`].
     ///
@@ -59,6 +61,11 @@ pub trait TaskStore: Send + Sync + 'static {
         max_queued: usize,
         max_queued_bytes: usize,
     ) -> Result<Arc<TaskRecord>, StoreError>;
+
+    /// Whether [`create`](Self::create) heeds [`SideEffects::start`]. By default it does not.
+    fn starts(&self) -> bool {
+        false
+    }
 
     /// Returns the task with this id.
     ///
@@ -228,6 +235,10 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         max_queued_bytes: usize,
     ) -> Result<Arc<TaskRecord>, StoreError> {
         (**self).create(record, effects, max_queued, max_queued_bytes).await
+    }
+
+    fn starts(&self) -> bool {
+        (**self).starts()
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {

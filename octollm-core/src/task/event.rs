@@ -1,6 +1,6 @@
 //! Events of tasks.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
@@ -10,7 +10,7 @@ use crate::{
     budget::{Cost, Usage},
     contract::ContractRef,
     error::InvalidValue,
-    event::Event,
+    event::{Channel, Event},
     id::TaskId,
     update::Progress,
 };
@@ -184,9 +184,22 @@ impl TaskEvent {
     /// # Errors
     /// [`InvalidValue`] when `source` is empty.
     pub fn to_event(&self, source: impl Into<String>) -> Result<Event, InvalidValue> {
-        let id = self.task_id.as_str();
-        Ok(Event::of(self.event_type(), source, self)?.with_subject(id).with_partition_key(id))
+        let data = serde_json::to_value(self).map_err(|error| {
+            InvalidValue::new("event").because(format!("the data does not have the expected form: {error}"))
+        })?;
+        let (id, event) = (self.task_id.as_str(), Event::on(channel(self.event_type())?, source, data)?);
+        Ok(event.with_subject(id).with_partition_key(id))
     }
+}
+
+/// The channel of an event of a task. Those of a new status are made once.
+fn channel(event_type: &'static str) -> Result<Channel, InvalidValue> {
+    static CHANNELS: LazyLock<Vec<Channel>> = LazyLock::new(|| {
+        let types = ["task.queued", "task.started", "task.completed", "task.failed", "task.cancelled"];
+        types.into_iter().filter_map(|event_type| Channel::from_event_type(event_type).ok()).collect()
+    });
+    let known = CHANNELS.iter().find(|channel| channel.event_type() == event_type);
+    known.map_or_else(|| Channel::from_event_type(event_type), |channel| Ok(channel.clone()))
 }
 
 impl TryFrom<&Event> for TaskEvent {

@@ -14,6 +14,7 @@ pub use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+pub(crate) use self::record::StepKeys;
 pub use self::{
     event::TaskEvent,
     record::TaskRecord,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub(crate) use self::secret::StepKeys;
 use self::{secret::Secret, submitted::Submitted};
 use super::{Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskStatus};
 use crate::{
@@ -323,7 +324,12 @@ impl TaskRecord {
     ///
     /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that it cannot be guessed.
     pub fn idempotency_key(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
-        self.secret.key_of(step, generation)
+        self.step_keys()?.of(step, generation)
+    }
+
+    /// What makes these keys.
+    pub(crate) fn step_keys(&self) -> Option<StepKeys> {
+        self.secret.keys()
     }
 
     /// The number of times that a part of the journal was discarded.

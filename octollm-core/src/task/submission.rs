@@ -271,7 +271,7 @@ impl Submission {
             return self.input.clone();
         }
         let mut sent = self.clone().priority(self.priority).budget(self.budget);
-        sent.in_request("metadata", Ok(self.metadata.clone()));
+        sent.in_request("metadata", || Ok(self.metadata.clone()));
         sent.input
     }
 
@@ -285,7 +285,7 @@ impl Submission {
     #[must_use]
     pub fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
-        self.in_request("priority", RawJson::of(&priority));
+        self.in_request("priority", || RawJson::of(&priority));
         self
     }
 
@@ -293,7 +293,7 @@ impl Submission {
     #[must_use]
     pub fn budget(mut self, budget: TaskBudget) -> Self {
         self.budget = budget;
-        self.in_request("budget", RawJson::of(&budget));
+        self.in_request("budget", || RawJson::of(&budget));
         self
     }
 
@@ -328,11 +328,11 @@ impl Submission {
     }
 
     /// A goal in words has priority, budget and metadata within its own JSON.
-    fn in_request(&mut self, field: &str, value: Result<RawJson, serde_json::Error>) {
+    fn in_request(&mut self, field: &str, value: impl FnOnce() -> Result<RawJson, serde_json::Error>) {
         if self.contract != TaskRequest::SPEC.reference() {
             return;
         }
-        if let (Ok(mut fields), Ok(value)) = (self.input.read::<BTreeMap<String, RawJson>>(), value) {
+        if let (Ok(mut fields), Ok(value)) = (self.input.read::<BTreeMap<String, RawJson>>(), value()) {
             fields.insert(field.to_owned(), value);
             if let Ok(input) = RawJson::of(&fields) {
                 self.input = input;

@@ -156,12 +156,24 @@ impl SqlDatabase {
                 Ok(Ok(Some(rows))) => return Ok(rows),
                 Ok(Ok(None)) => {}
                 Ok(Err(sqlx::Error::PoolTimedOut)) => {
-                    return Err(SqlError::NoConnection(wait(self.0.source.settings())));
+                    return Err(self.no_connection().await);
                 }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(SqlError::TimedOut(limit)),
             }
         }
+    }
+
+    /// Why the pool had no connection in time: it tries again for so long where the server has too many, and does not say so.
+    async fn no_connection(&self) -> SqlError {
+        let settings = self.0.source.settings();
+        if self.0.readers.size() < settings.connections
+            && let Ok(Err(error @ SqlError::TooManyConnections(_))) =
+                timeout(REFUSAL, self.0.source.connect(true)).await
+        {
+            return error;
+        }
+        SqlError::NoConnection(wait(settings))
     }
 
     pub(crate) fn changes(&self) -> &Arc<Changes> {
@@ -458,6 +470,14 @@ impl Readers {
         }
     }
 
+    /// The number of connections that there are.
+    fn size(&self) -> u32 {
+        match self {
+            Self::Sqlite(pool) => pool.size(),
+            Self::Postgres(pool) => pool.size(),
+        }
+    }
+
     async fn acquire(&self) -> Result<Reader, sqlx::Error> {
         Ok(match self {
             Self::Sqlite(pool) => Reader::Sqlite(pool.acquire().await?),
@@ -465,6 +485,9 @@ impl Readers {
         })
     }
 }
+
+/// How long a refusal of the server is waited for.
+const REFUSAL: Duration = Duration::from_millis(500);
 
 /// How long a read waits for a connection.
 fn wait(settings: &Settings) -> Duration {

@@ -64,6 +64,9 @@ pub enum SqlError {
     /// No connection was ready to read in time: all are in use, or the server does not answer. Nothing was executed.
     #[error("no connection to the database was ready within {} s", .0.as_secs_f64())]
     NoConnection(Duration),
+    /// The server has as many connections as it allows (`max_connections`, or the limit of the user or of the database).
+    #[error("the database server has too many connections")]
+    TooManyConnections(#[source] Cause),
     /// The database was closed, or its runtime has ended.
     #[error("the database is closed")]
     Closed,
@@ -95,6 +98,7 @@ impl SqlError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     Unreachable,
+    TooManyConnections,
     Refused,
     ReadOnly,
     NotADatabase,
@@ -139,8 +143,9 @@ fn of_postgres(code: &str) -> Class {
         "25006" | "42501" => Class::ReadOnly,
         "53100" => Class::DiskFull,
         "40001" | "40P01" | "55P03" => Class::Again,
-        // Too many connections, and a server that starts, stops or was stopped.
-        "53300" | "57P01" | "57P02" | "57P03" => Class::Unreachable,
+        "53300" => Class::TooManyConnections,
+        // A server that starts, stops or was stopped.
+        "57P01" | "57P02" | "57P03" => Class::Unreachable,
         _ if code.starts_with("08") => Class::Unreachable,
         _ if code.starts_with("22") || code.starts_with("23") => Class::Value,
         _ => Class::Other,
@@ -167,6 +172,7 @@ impl From<sqlx::Error> for SqlError {
         let cause: Cause = Arc::new(error);
         match class {
             Class::Unreachable => Self::Unreachable(cause),
+            Class::TooManyConnections => Self::TooManyConnections(cause),
             Class::Refused => Self::Refused(cause),
             Class::ReadOnly => Self::ReadOnly(cause),
             Class::NotADatabase => Self::NotADatabase(cause),

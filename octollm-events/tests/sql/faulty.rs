@@ -6,7 +6,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, Uid, setfsuid},
 };
-use octollm_core::{error::Error, store::TaskStore, task::TaskQuery};
+use octollm_core::{
+    error::Error,
+    id::TaskId,
+    store::{StoreError, TaskStore},
+    task::TaskQuery,
+};
 use octollm_events::sql::{
     Outbox, SqlDatabase, SqlError, SqlStore,
     sqlx::{self, Connection, PgConnection},
@@ -248,6 +253,27 @@ async fn a_read_waits_for_a_connection_no_longer_than_its_limit() {
         assert_eq!(read.unwrap().unwrap(), 0);
     }
     assert_eq!(outbox.waiting().await.unwrap(), 0, "the connections are free again");
+}
+
+#[tokio::test]
+async fn a_server_that_has_too_many_connections_is_named() {
+    let server = Postgres::shared();
+    server.execute("postgres", &format!("CREATE ROLE crowd LOGIN PASSWORD '{SECRET}'"));
+    server.execute("postgres", "CREATE DATABASE crowded OWNER crowd");
+    let url = format!("postgres://crowd:{SECRET}@127.0.0.1:{}/crowded", server.port());
+    let database = SqlDatabase::builder(&url).connect_time(Duration::from_millis(500)).open().await.unwrap();
+    let store = SqlStore::builder().open(&database).await.unwrap();
+    server.execute("postgres", "ALTER ROLE crowd CONNECTION LIMIT 0");
+    let error = refused(&url, "too many connections").await;
+    assert!(matches!(error, SqlError::TooManyConnections(_)), "{error:?}");
+    let (query, id) = (TaskQuery::default(), TaskId::new());
+    let (listed, found) = join!(store.list(&query, None), store.get(&id));
+    for error in [listed.unwrap_err(), found.unwrap_err()] {
+        let StoreError::Unavailable(cause) = error else { panic!("{error:?}") };
+        assert!(matches!(cause.downcast_ref(), Some(SqlError::TooManyConnections(_))), "{cause:?}");
+    }
+    server.execute("postgres", "ALTER ROLE crowd CONNECTION LIMIT -1");
+    assert!(store.list(&query, None).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,22 +34,24 @@ impl Tables {
         if runs { Ok(row) } else { Err(StoreError::Conflict) }
     }
 
-    /// Stores a record in place of the one that is there.
+    /// Stores a record in place of the one that is there. Returns what is no longer stored, to be dropped without the lock.
     pub(super) fn replace(
         &mut self,
         record: Arc<TaskRecord>,
         effects: SideEffects,
         now: Timestamp,
         limits: &Limits,
-    ) {
-        let Some(row) = self.tasks.get_mut(record.id()) else { return };
+    ) -> Vec<Row> {
+        let Some(row) = self.tasks.get_mut(record.id()) else { return Vec::new() };
         self.index.remove(&row.record);
         row.record = record;
         self.outbox.extend(row.apply(effects, limits));
         self.index.insert(row, now);
+        let mut surplus = Vec::new();
         while let Some(oldest) = self.index.surplus(limits) {
-            self.tasks.remove(&oldest);
+            surplus.extend(self.tasks.remove(&oldest));
         }
+        surplus
     }
 
     /// The task that is not finished and has the uniqueness key of this one.
@@ -70,7 +72,7 @@ impl Tables {
 pub(super) struct Row {
     pub(super) record: Arc<TaskRecord>,
     /// In order, and the number of the entry of each step.
-    pub(super) journal: BTreeMap<(u64, StepKey), JournalEntry>,
+    pub(super) journal: BTreeMap<(u64, StepKey), Box<JournalEntry>>,
     steps: HashMap<StepKey, u64>,
     pub(super) updates: VecDeque<TaskUpdate>,
     /// Bytes of their chunks and messages.
@@ -92,13 +94,14 @@ impl Row {
         let task = self.record.task();
         let result = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
         let error = task.error.as_ref().map_or(0, TaskError::memory);
-        let journal: usize = self.journal.values().map(JournalEntry::size).sum();
+        let journal: usize = self.journal.values().map(|entry| entry.size()).sum();
         self.record.size() + result + error + task.progress.message.len() + self.update_bytes + journal
     }
 
-    pub(super) fn append(&mut self, entry: JournalEntry) {
-        self.discard(&entry.step);
-        self.steps.insert(entry.step.clone(), entry.seq);
+    pub(super) fn append(&mut self, entry: Box<JournalEntry>) {
+        if let Some(earlier) = self.steps.insert(entry.step.clone(), entry.seq) {
+            self.journal.remove(&(earlier, entry.step.clone()));
+        }
         self.journal.insert((entry.seq, entry.step.clone()), entry);
     }
 
@@ -134,7 +137,7 @@ impl Row {
     pub(super) fn apply(&mut self, effects: SideEffects, limits: &Limits) -> Vec<Event> {
         let SideEffects { events, updates, first_update, discarded, journal, .. } = effects;
         discarded.iter().for_each(|step| self.discard(step));
-        journal.into_iter().for_each(|entry| self.append(entry));
+        journal.into_iter().for_each(|entry| self.append(Box::new(entry)));
         self.add_updates(first_update, updates, limits);
         events
     }

@@ -3,9 +3,8 @@
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use uuid::Uuid;
 
-use crate::{contract::hex, id::StepKey, transport::IdempotencyKey};
+use crate::{contract::hex, id::StepKey, random, transport::IdempotencyKey};
 
 /// What the idempotency keys of a task are made with. Its text shows in no output but the stored record.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,13 +13,22 @@ pub(super) struct Secret(pub(super) String);
 
 impl Secret {
     pub(super) fn new() -> Self {
-        // 122 random bits each.
-        Self(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))
+        Self(hex(&random::bits()))
     }
 
+    pub(super) fn keys(&self) -> Option<StepKeys> {
+        Hmac::new_from_slice(self.0.as_bytes()).ok().map(StepKeys)
+    }
+}
+
+/// Makes the idempotency keys of the steps of a task.
+#[derive(Clone)]
+pub(crate) struct StepKeys(Hmac<Sha256>);
+
+impl StepKeys {
     /// The idempotency key of a step, in one generation of the journal.
-    pub(super) fn key_of(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).ok()?;
+    pub(crate) fn of(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
+        let mut mac = self.0.clone();
         let kind: &[u8] = match step {
             StepKey::Order(_) => b"order",
             StepKey::Name(_) => b"name",

@@ -1,6 +1,7 @@
 //! How a brain claims tasks.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
@@ -91,35 +92,57 @@ impl Claiming {
         claims: &Claims,
         tx: &mut Tx<'_>,
     ) -> Result<Vec<Row>, sqlx::Error> {
-        let mut room = Vec::with_capacity(contracts.len());
+        let mut rooms = Vec::with_capacity(contracts.len());
         for contract in contracts {
             let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
-            room.push(match most {
+            rooms.push(match most {
                 Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
                 None => usize::MAX,
             });
         }
-        let sql = claims.of(contracts.len());
-        let parameters = |most: usize| {
-            let mut parameters: Vec<Value> = vec![self.limit.into()];
-            for (contract, room) in contracts.iter().zip(&room) {
-                parameters.push(contract.as_str().into());
-                parameters.push(most.min(*room).into());
-            }
-            parameters
-        };
         if !tx.conn.is_postgres() {
-            return tx.conn.fetch(&sql, parameters(self.limit)).await;
+            return self.first(contracts, &rooms, self.limit, claims, tx).await;
         }
         // Others may claim some of them at the same time. Where more tasks wait than are asked for, few rows do, in most cases.
         if claims.is_queue_long.load(Ordering::Relaxed) {
-            let free = tx.conn.fetch(&sql, parameters(self.limit.saturating_add(64))).await?;
+            let most = self.limit.saturating_add(64);
+            let free = self.first(contracts, &rooms, most, claims, tx).await?;
             if free.len() >= self.limit {
                 return Ok(free);
             }
         }
-        let free = tx.conn.fetch(&sql, parameters(self.limit.saturating_mul(8).saturating_add(64))).await?;
+        let most = self.limit.saturating_mul(8).saturating_add(64);
+        let free = self.first(contracts, &rooms, most, claims, tx).await?;
         claims.is_queue_long.store(free.len() >= self.limit, Ordering::Relaxed);
+        Ok(free)
+    }
+
+    /// The first free tasks, where at most so many rows of each contract are read.
+    async fn first(
+        &self,
+        contracts: &[String],
+        rooms: &[usize],
+        most: usize,
+        claims: &Claims,
+        tx: &mut Tx<'_>,
+    ) -> Result<Vec<Row>, sqlx::Error> {
+        let mut free = Vec::new();
+        for (contracts, rooms) in contracts.chunks(TOGETHER).zip(rooms.chunks(TOGETHER)) {
+            let mut parameters: Vec<Value> = vec![self.limit.into()];
+            for (contract, room) in contracts.iter().zip(rooms) {
+                parameters.push(contract.as_str().into());
+                parameters.push(most.min(*room).into());
+            }
+            free.extend(tx.conn.fetch(&claims.of(contracts.len()), parameters).await?);
+        }
+        if contracts.len() > TOGETHER {
+            let mut sorted = Vec::with_capacity(free.len());
+            for row in free {
+                sorted.push((Reverse(row.int(PRIORITY)?), row.text(1)?, row));
+            }
+            sorted.sort_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
+            free = sorted.into_iter().map(|(.., row)| row).take(self.limit).collect();
+        }
         Ok(free)
     }
 
@@ -205,8 +228,12 @@ fn unchanged(free: &[Row], (tasks, created): &Tasks<'_>) -> Result<Vec<Found>, s
     Ok(found)
 }
 
-/// The column of the time in the statement that finds free tasks: after those of [`Task`].
+/// The columns of the time and the priority in the statement that finds free tasks: after those of [`Task`].
 const NOW: usize = 13;
+const PRIORITY: usize = 14;
+
+/// Most contracts of one statement: SQLite has 500 queries in one, and Postgres plans each of them.
+const TOGETHER: usize = 100;
 
 impl Task {
     fn claim(&mut self, record: &TaskRecord, at: i64, leased_until: i64) {
@@ -309,7 +336,7 @@ fn free(contracts: usize) -> String {
         )
     };
     format!(
-        "SELECT {}, {{now}} FROM ({}) AS free {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
+        "SELECT {}, {{now}}, free.priority FROM ({}) AS free {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
          WHERE (t.status = 0 AND t.waits_until IS NULL) OR (t.status = 1 AND t.leased_until <= {{now}}) \
          ORDER BY free.priority DESC, free.id LIMIT $1 {{pg:FOR UPDATE OF t SKIP LOCKED}}",
         locked!(),

@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
+use octollm_core::{store::Start, task::TaskRecord};
+
 use super::{
     Shared,
-    flush::{Changed, Counts, Flush, Task, counts},
-    stored::time,
-    write::{Holders, Outcome, Record, Refused, What, Write, Written, with_keys},
+    flush::{Changed, Counts, Flush, PROCESSING, Task, counts},
+    stored::{escaped, microsecond, time, unreadable},
+    write::{Effects, Holders, Outcome, Record, Refused, What, Write, Written, with_keys},
 };
 use crate::sql::{
     statement::{Rows, Sql, Value},
@@ -30,12 +32,12 @@ pub(super) async fn create(
 ) -> Result<HashMap<usize, Written>, sqlx::Error> {
     static INSERT: Sql = Sql::new(
         "INSERT INTO octollm_tasks (id, contract, status, priority, owner, size, run, revision, run_at, \
-         waits_until, unique_key, holder, leased_until, finished_at) \
+         waits_until, unique_key, holder, leased_until, first_claim, last_claim, finished_at) \
          SELECT rows.id, rows.contract, rows.status, rows.priority, rows.owner, rows.size, rows.run, rows.revision, \
          CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
          CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         rows.unique_key, rows.holder, rows.leased_until, CASE WHEN rows.status > 1 THEN {now} END \
-         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int} \
+         rows.unique_key, rows.holder, rows.leased_until, rows.claimed, rows.claimed, CASE WHEN rows.status > 1 THEN {now} END \
+         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int, claimed int} \
          WHERE true ORDER BY rows.id ON CONFLICT DO NOTHING RETURNING no, id, run_at",
     );
     let mut results = HashMap::new();
@@ -57,14 +59,16 @@ pub(super) async fn create(
         tx.conn.execute_script(TURN).await?;
         waiting = counts(&mut tx.conn).await?;
     }
-    let (mut queue, mut events) = waiting;
+    let (mut queue, mut events, now) = waiting;
     let mut rows = Rows::new();
+    let mut started = HashMap::new();
     let mut creating = BTreeSet::new();
     // Those whose key the task of an earlier operation takes, if that is stored.
     let mut followers = Vec::new();
     for (at, (write, whole), record, effects, limits) in creations() {
         let taken = tasks.contains_key(&*record.id) || creating.contains(&record.id);
-        if let Some(existing) = record.unique.as_ref().and_then(|key| keys.get(key)).filter(|_| !taken) {
+        let existing = record.unique.as_ref().and_then(|key| keys.get(key));
+        if let Some(existing) = existing.filter(|existing| !taken && existing.id().as_str() != &*record.id) {
             match creating.get(existing.id().as_str()) {
                 Some(first) => followers.push((at, Arc::clone(first))),
                 None => drop(results.insert(at, Ok(Outcome::Record(existing.clone())))),
@@ -79,9 +83,18 @@ pub(super) async fn create(
             results.insert(at, Err(if taken { Refused::Conflict } else { Refused::Full }));
             continue;
         }
-        queue.change(None, record.status, record.size);
         events += effects.events.len() as u64;
-        rows.push(record.columns(effects.delay));
+        match effects.start.as_ref().filter(|_| queue.queued <= 0) {
+            Some(start) => {
+                let run = Started::of(start, whole, now)?;
+                rows.push(record.columns(effects.delay, Some(&run)));
+                started.insert(at, run);
+            }
+            None => {
+                queue.change(None, record.status, record.size);
+                rows.push(record.columns(effects.delay, None));
+            }
+        }
         creating.insert(record.id.clone());
         if let Some(key) = &record.unique {
             keys.insert(key.clone(), whole.clone());
@@ -104,19 +117,27 @@ pub(super) async fn create(
         }
         let Some((no, run_at)) = inserted.get(&*record.id) else {
             let existing = record.unique.as_ref().and_then(|key| others.get(key));
+            let existing = existing.filter(|existing| existing.id().as_str() != &*record.id);
             results.insert(
                 at,
                 existing.map_or(Err(Refused::Conflict), |other| Ok(Outcome::Record(other.clone()))),
             );
             continue;
         };
-        let mut task = record.created(*no);
+        let (mut task, run) = (record.created(*no), started.remove(&at));
         task.run_at = *run_at;
-        flush.counts.change(None, record.status, record.size);
-        flush.record(*no, &record.text);
+        flush.created.insert(*no, record.text.clone());
         effects.apply(&mut task, flush);
-        tasks.insert(record.id.to_string(), task);
         let mut stored = whole.clone();
+        if let Some(Started { record, effects, .. }) = run {
+            (task.status, task.run, task.revision) = (PROCESSING, record.run(), record.revision());
+            task.holder = record.holder().map(|holder| escaped(holder).into_owned());
+            task.leased_until = record.leased_until().map(microsecond);
+            effects.apply(&mut task, flush);
+            stored = record;
+        }
+        flush.counts.change(None, task.status, record.size);
+        tasks.insert(record.id.to_string(), task);
         if let Some(at) = run_at.filter(|_| effects.delay.is_some()) {
             Arc::make_mut(&mut stored).run_in(Duration::ZERO, time(at));
         }
@@ -130,8 +151,25 @@ pub(super) async fn create(
     Ok(results)
 }
 
+/// A run that begins with the creation of its task.
+struct Started {
+    /// The record that a claim would return.
+    record: Arc<TaskRecord>,
+    effects: Effects,
+    at: i64,
+}
+
+impl Started {
+    fn of(start: &Start, record: &TaskRecord, now: i64) -> Result<Self, sqlx::Error> {
+        let mut record = record.clone();
+        let effects = start.start(&mut record, time(now)).map_err(unreadable)?;
+        record.set_revision(record.revision() + 1);
+        Ok(Self { record: Arc::new(record), effects: Effects::of(effects).map_err(unreadable)?, at: now })
+    }
+}
+
 /// Whether less than a tenth of a limit is left. Then the tasks that other processes are creating count.
-fn is_near((queue, events): &(Counts, u64), limits: &(usize, usize), store: &Shared) -> bool {
+fn is_near((queue, events, _): &(Counts, u64, i64), limits: &(usize, usize), store: &Shared) -> bool {
     let near = |value: u64, limit: usize| value.saturating_add(512) >= (limit as u64) / 10 * 9;
     let value = |value: i64| u64::try_from(value).unwrap_or(0);
     near(value(queue.queued), limits.0)
@@ -140,21 +178,25 @@ fn is_near((queue, events): &(Counts, u64), limits: &(usize, usize), store: &Sha
 }
 
 impl Record {
-    fn columns(&self, delay: Option<i64>) -> [Value; 13] {
+    fn columns(&self, delay: Option<i64>, started: Option<&Started>) -> [Value; 14] {
+        let (run, at) = (started.map(|run| &*run.record), started.map(|run| run.at));
+        let holder = run.and_then(TaskRecord::holder).map(|holder| escaped(holder).into_owned());
+        let leased_until = run.and_then(TaskRecord::leased_until).map(microsecond);
         [
             (&self.id).into(),
             self.contract.as_str().into(),
-            self.status.into(),
+            run.map_or(self.status, |_| PROCESSING).into(),
             self.priority.into(),
             self.owner.as_str().into(),
             self.size.into(),
-            self.run.into(),
-            self.revision.into(),
+            run.map_or(self.run, TaskRecord::run).into(),
+            run.map_or(self.revision, TaskRecord::revision).into(),
             self.run_at.into(),
             delay.into(),
             self.unique.as_ref().into(),
-            self.holder.as_deref().into(),
-            self.leased_until.into(),
+            holder.as_deref().or(self.holder.as_deref()).into(),
+            leased_until.or(self.leased_until).into(),
+            at.into(),
         ]
     }
 

@@ -145,7 +145,8 @@ impl Task {
 /// What a transaction writes beside the columns of tasks.
 #[derive(Default)]
 pub(super) struct Flush {
-    /// By task.
+    /// The records of new tasks, and those that replace others, by task.
+    pub(super) created: HashMap<i64, Arc<str>>,
     pub(super) records: HashMap<i64, Arc<str>>,
     /// By task and step: the entry and its time, or that it is discarded. No time is that of the database.
     pub(super) journal: HashMap<(i64, String), Option<Entry>>,
@@ -186,7 +187,10 @@ impl Counts {
 
 impl Flush {
     pub(super) fn record(&mut self, no: i64, text: &Arc<str>) {
-        self.records.insert(no, text.clone());
+        match self.created.get_mut(&no) {
+            Some(created) => created.clone_from(text),
+            None => drop(self.records.insert(no, text.clone())),
+        }
     }
 
     pub(super) fn event(&mut self, id: &str, body: &Arc<str>) {
@@ -201,12 +205,9 @@ impl Flush {
         tasks: &mut HashMap<String, Task>,
         store: &Shared,
     ) -> Result<(), sqlx::Error> {
-        let Self { records: texts, journal, mut updates, events, counts } = std::mem::take(self);
+        let Self { created, records, journal, mut updates, events, counts } = std::mem::take(self);
         write_journal(&mut tx.conn, journal).await?;
-        let mut records = Rows::new();
-        for (no, text) in &texts {
-            records.push([(*no).into(), FORMAT.into(), text.into()]);
-        }
+        let (created, records) = (texts(created), texts(records));
         if !events.is_empty() {
             tx.changed(super::EVENTS.into());
         }
@@ -223,13 +224,20 @@ impl Flush {
         let counts =
             [stripe.into(), counts.queued.into(), counts.queued_bytes.into(), counts.finished.into()];
         if tx.conn.is_postgres() {
-            let sets = [records, updates, whole, events];
+            let sets = [created, records, updates, whole, events];
             if is_counted || sets.iter().any(|rows| !rows.is_empty()) {
                 tx.conn.execute_sets(&ALL, counts, sets).await?;
             }
             return Ok(());
         }
-        for (sql, rows) in [(&RECORDS, records), (&UPDATES, updates), (&TASKS, whole), (&EVENTS, events)] {
+        let sets = [
+            (&CREATED, created),
+            (&RECORDS, records),
+            (&UPDATES, updates),
+            (&TASKS, whole),
+            (&EVENTS, events),
+        ];
+        for (sql, rows) in sets {
             if !rows.is_empty() {
                 tx.conn.execute_rows(sql, [], rows).await?;
             }
@@ -241,23 +249,35 @@ impl Flush {
     }
 }
 
+/// The rows of records, in the order of their tasks.
+fn texts(records: HashMap<i64, Arc<str>>) -> Rows {
+    let mut records: Vec<_> = records.into_iter().collect();
+    records.sort_unstable_by_key(|(no, _)| *no);
+    let mut rows = Rows::new();
+    for (no, text) in &records {
+        rows.push([(*no).into(), FORMAT.into(), text.into()]);
+    }
+    rows
+}
+
 /// The statements that write most of what changes. `ALL` has them as one statement for Postgres, which takes one round trip.
 macro_rules! statements {
     ($($name:ident = $sql:literal;)*) => {
         $(static $name: Sql = Sql::new($sql);)*
         static ALL: Sql = Sql::new(concat!("WITH ", statements!(@joined $($sql,)*)));
     };
-    (@joined $first:literal, $second:literal, $third:literal, $fourth:literal, $fifth:literal,) => {
+    (@joined $first:literal, $second:literal, $third:literal, $fourth:literal, $fifth:literal, $last:literal,) => {
         concat!(
-            "a AS (", $first, "), b AS (", $second, "), c AS (", $third, "), d AS (", $fourth, ") ", $fifth
+            "a AS (", $first, "), b AS (", $second, "), c AS (", $third, "), d AS (", $fourth, "), e AS (", $fifth, ") ", $last
         )
     };
 }
 
 statements! {
-    RECORDS = "INSERT INTO octollm_records (task, format, record) SELECT rows.task, rows.format, rows.record \
-        FROM {rows:task int, format int, record text} WHERE true \
-        ON CONFLICT (task) DO UPDATE SET format = excluded.format, record = excluded.record";
+    CREATED = "INSERT INTO octollm_records (task, format, record) SELECT rows.task, rows.format, rows.record \
+        FROM {rows:task int, format int, record text} WHERE true";
+    RECORDS = "UPDATE octollm_records SET format = rows.format, record = rows.record \
+        FROM {rows:task int, format int, record text} WHERE octollm_records.task = rows.task";
     UPDATES = "INSERT INTO octollm_updates (task, seq, bytes, format, body) \
         SELECT rows.task, rows.seq, rows.bytes, rows.format, rows.body \
         FROM {rows:task int, seq int, bytes int, format int, body text} WHERE true";
@@ -381,14 +401,15 @@ async fn trim(conn: &mut Conn<'_>, task: &mut Task, limits: &Limits) -> Result<(
     conn.execute(&DELETE, [task.no.into(), task.oldest.into()]).await.map(drop)
 }
 
-/// The sums of the counters, and a bound of the number of events that wait.
-pub(super) async fn counts(conn: &mut Conn<'_>) -> Result<(Counts, u64), sqlx::Error> {
+/// The sums of the counters, a bound of the number of events that wait, and the time.
+pub(super) async fn counts(conn: &mut Conn<'_>) -> Result<(Counts, u64, i64), sqlx::Error> {
     static READ: Sql = Sql::new(
         "SELECT CAST(sum(queued) AS BIGINT), CAST(sum(queued_bytes) AS BIGINT), CAST(sum(finished) AS BIGINT), \
-         COALESCE((SELECT max(seq) FROM octollm_events) - (SELECT min(seq) FROM octollm_events) + 1, 0) FROM octollm_counts",
+         COALESCE((SELECT max(seq) FROM octollm_events) - (SELECT min(seq) FROM octollm_events) + 1, 0), {now} \
+         FROM octollm_counts",
     );
     let rows = conn.fetch(&READ, []).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let counts = Counts { queued: row.int(0)?, queued_bytes: row.int(1)?, finished: row.int(2)? };
-    Ok((counts, row.count(3)?))
+    Ok((counts, row.count(3)?, row.int(4)?))
 }

@@ -56,6 +56,7 @@ struct Shared {
     database: SqlDatabase,
     limits: Limits,
     claims: claim::Claims,
+    taken: relay::Taken,
     /// Chooses the row of the counters.
     stripe: u64,
 }
@@ -176,7 +177,8 @@ impl SqlStoreBuilder {
         }
         database.migrate(&schema::TASKS).await?;
         let stripe = RandomState::new().hash_one(std::process::id());
-        let shared = Shared { database: database.clone(), limits, claims: claim::Claims::default(), stripe };
+        let (claims, taken) = Default::default();
+        let shared = Shared { database: database.clone(), limits, claims, taken, stripe };
         let shared = Arc::new(shared);
         tokio::spawn(retention::run(Arc::downgrade(&shared)));
         Ok(SqlStore(shared))
@@ -205,6 +207,10 @@ impl TaskStore for SqlStore {
             Outcome::Record(stored) => Ok(stored),
             Outcome::Done | Outcome::Runs(_) | Outcome::Claimed(_) => Ok(whole),
         }
+    }
+
+    fn starts(&self) -> bool {
+        true
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
@@ -299,14 +305,14 @@ impl TaskStore for SqlStore {
     }
 
     async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
-        Ok(relay::take(&self.0.database, relay, limit).await?)
+        Ok(relay::take(&self.0, relay, limit).await?)
     }
 
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
         if event_ids.is_empty() {
             return Ok(());
         }
-        Ok(self.0.database.write(relay::Published(event_ids.to_vec())).await?)
+        Ok(self.0.database.write(self.0.taken.published(event_ids)).await?)
     }
 
     fn queue_changes(&self) -> watch::Receiver<()> {

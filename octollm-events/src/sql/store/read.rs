@@ -64,17 +64,46 @@ impl Operation for Get {
 /// After all ids.
 const LAST: &str = "~";
 
+/// A page of tasks. A record that cannot be read is left out, and the page has the next ones.
 pub(super) async fn list(
     database: &SqlDatabase,
     query: &TaskQuery,
     owner: Option<&Caller>,
 ) -> Result<Vec<Arc<TaskRecord>>, SqlError> {
+    let (mut query, limit) = (query.clone(), query.limit.unwrap_or(20));
+    let mut records = Vec::new();
+    loop {
+        query.limit = Some(limit - records.len());
+        let rows = page(database, &query, owner).await?;
+        let last = rows.last().map(|row| row.text(9)).transpose()?;
+        let is_last = rows.len() < limit - records.len();
+        for row in rows {
+            match record(&row) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    let task = row.text(9)?;
+                    tracing::error!(task, %error, "record of a task not readable; it is left out of a list");
+                }
+            }
+        }
+        match last.and_then(|last| last.parse().ok()) {
+            Some(last) if !is_last && records.len() < limit => query.after = Some(last),
+            _ => return Ok(records),
+        }
+    }
+}
+
+async fn page(
+    database: &SqlDatabase,
+    query: &TaskQuery,
+    owner: Option<&Caller>,
+) -> Result<Vec<Row>, SqlError> {
     macro_rules! list {
         ($condition:literal) => {
             Sql::new(concat!(
                 "SELECT ",
                 record!(),
-                " FROM octollm_tasks AS t {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no WHERE t.id < $1 AND ",
+                ", t.id FROM octollm_tasks AS t {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no WHERE t.id < $1 AND ",
                 $condition,
                 " ORDER BY t.id DESC LIMIT $2"
             ))
@@ -86,7 +115,7 @@ pub(super) async fn list(
     static OF_OWNER: Sql = Sql::new(concat!(
         "SELECT ",
         record!(),
-        " FROM (SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 0 AND id < $1 ORDER BY id DESC LIMIT $2) AS s0 \
+        ", t.id FROM (SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 0 AND id < $1 ORDER BY id DESC LIMIT $2) AS s0 \
          UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 1 AND id < $1 ORDER BY id DESC LIMIT $2) AS s1 \
          UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 2 AND id < $1 ORDER BY id DESC LIMIT $2) AS s2 \
          UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 3 AND id < $1 ORDER BY id DESC LIMIT $2) AS s3 \
@@ -105,7 +134,7 @@ pub(super) async fn list(
         (Some(_), None) => &OF_OWNER,
         (Some(_), Some(_)) => &OF_BOTH,
     };
-    Ok(database.fetch(sql, parameters).await?.iter().map(record).collect::<Result<_, _>>()?)
+    database.fetch(sql, parameters).await
 }
 
 pub(super) async fn journal(

@@ -71,7 +71,7 @@ async fn clean_some(store: &Shared, tx: &mut Tx<'_>) -> Result<bool, sqlx::Error
             return Ok(false);
         }
     }
-    let (Counts { finished, .. }, _) = counts(&mut tx.conn).await?;
+    let (Counts { finished, .. }, ..) = counts(&mut tx.conn).await?;
     let surplus = usize::try_from(finished).unwrap_or(0).saturating_sub(store.limits.finished);
     let age = microseconds(store.limits.finished_for);
     let mut rows = tx.conn.fetch(&OLDEST, [age.into(), MOST.into()]).await?;

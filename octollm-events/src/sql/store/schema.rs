@@ -2,7 +2,7 @@
 
 use crate::sql::migration::{Part, Version};
 
-pub(super) static TASKS: Part = Part { name: "tasks", versions: &[FIRST] };
+pub(super) static TASKS: Part = Part { name: "tasks", versions: &[FIRST, SECOND] };
 
 /// Counters of the queue are distributed over so many rows, so that several processes seldom wait for each other.
 pub(super) const STRIPES: u64 = 64;
@@ -169,5 +169,33 @@ CREATE TABLE octollm_counts (
     finished BIGINT NOT NULL
 ) WITH (fillfactor = 20);
 INSERT INTO octollm_counts SELECT stripe, 0, 0, 0 FROM generate_series(0, 63) AS stripe;
+",
+};
+
+/// Fewer indexes: an event is deleted by its number, and the entries of one task are sorted when they are read. `octollm_dead_events`
+/// are events that cannot be read.
+const SECOND: Version = Version {
+    sqlite: "
+DROP INDEX octollm_events_id;
+DROP INDEX octollm_journal_seq;
+CREATE TABLE octollm_dead_events (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    format INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
+",
+    postgres: "
+DROP INDEX octollm_events_id;
+DROP INDEX octollm_journal_seq;
+ALTER TABLE octollm_records SET (fillfactor = 60);
+CREATE TABLE octollm_dead_events (
+    seq BIGINT PRIMARY KEY,
+    id TEXT COLLATE \"C\" NOT NULL,
+    format BIGINT NOT NULL,
+    body TEXT NOT NULL,
+    at BIGINT NOT NULL
+);
 ",
 };

@@ -8,8 +8,8 @@ use std::{
 
 use octollm_core::{
     id::TaskId,
-    store::{Claimed, JournalEntry, SideEffects, StoreError},
-    task::{TaskRecord, TaskUpdate},
+    store::{Claimed, JournalEntry, SideEffects, Start, StoreError},
+    task::{TaskRecord, TaskStatus, TaskUpdate},
 };
 
 use super::{
@@ -142,6 +142,7 @@ pub(super) struct Effects {
     journal: Vec<(String, Entry)>,
     pub(super) delay: Option<i64>,
     makes_room: bool,
+    pub(super) start: Option<Start>,
 }
 
 impl Effects {
@@ -159,6 +160,7 @@ impl Effects {
             journal: effects.journal.iter().map(|entry| to_entry(entry, true)).collect::<Result<_, _>>()?,
             delay: effects.delay.map(microseconds),
             makes_room: effects.makes_room,
+            start: effects.start,
         })
     }
 
@@ -299,10 +301,11 @@ impl Write {
     /// The tasks that the operation reads or changes.
     fn ids(&self) -> Vec<&str> {
         match &self.what {
-            What::Create { record, .. } | What::Commit { record, .. } => vec![&*record.id],
+            What::Commit { record, .. } => vec![&*record.id],
             What::AppendUpdates { id, .. } => vec![&**id],
             What::Renew { runs, .. } => runs.iter().map(|(id, _)| id.as_str()).collect(),
-            What::Claim(_) => Vec::new(),
+            // The insertion of a task finds the one that has its id.
+            What::Create { .. } | What::Claim(_) => Vec::new(),
         }
     }
 
@@ -372,10 +375,12 @@ impl Task {
 
 /// Wakes those that wait for what was changed.
 fn announce(batch: &[Write], written: &[Written], tx: &mut Tx<'_>) {
-    for (write, _) in batch.iter().zip(written).filter(|(_, written)| written.is_ok()) {
+    for (write, written) in batch.iter().zip(written) {
+        let Ok(written) = written else { continue };
+        let is_started = matches!(written, Outcome::Record(stored) if stored.status() != TaskStatus::Queued);
         match &write.what {
             What::Create { record, effects, .. } | What::Commit { record, effects, .. } => {
-                if record.status == QUEUED || effects.makes_room {
+                if (record.status == QUEUED && !is_started) || effects.makes_room {
                     tx.changed(super::QUEUE.into());
                 }
                 tx.changed(record.id.clone());

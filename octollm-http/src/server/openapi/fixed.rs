@@ -164,7 +164,7 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     push_parameters(&mut updates, updates_parameters());
     let schema = updates["responses"]["200"]["content"]["application/json"].take();
     updates["responses"]["200"]["content"] = json!({ "text/event-stream": schema });
-    updates["responses"]["200"]["description"] = EVENTS.into();
+    updates["responses"]["200"]["description"] = EVENT_STREAM.into();
     let cards = [(Method::GET, "/capabilities", cards), (Method::GET, "/arms", arms)];
     let mut operations = vec![
         (Method::POST, "/tasks/{id}/rerun", rerun),
@@ -243,7 +243,7 @@ fn journal_parameters() -> [Value; 2] {
 }
 
 /// The events of a task.
-const EVENTS: &str = "Server-sent events, whose data have this form, and whose ids are the numbers.";
+const EVENT_STREAM: &str = "Server-sent events, whose data have this form, and whose ids are the numbers.";
 
 fn updates_parameters() -> [Value; 2] {
     let after = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });

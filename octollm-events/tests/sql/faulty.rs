@@ -261,7 +261,7 @@ async fn a_server_that_has_too_many_connections_is_named() {
     server.execute("postgres", &format!("CREATE ROLE crowd LOGIN PASSWORD '{SECRET}'"));
     server.execute("postgres", "CREATE DATABASE crowded OWNER crowd");
     let url = format!("postgres://crowd:{SECRET}@127.0.0.1:{}/crowded", server.port());
-    let database = SqlDatabase::builder(&url).connect_time(Duration::from_millis(500)).open().await.unwrap();
+    let database = SqlDatabase::builder(&url).connect_time(Duration::from_secs(2)).open().await.unwrap();
     let store = SqlStore::builder().open(&database).await.unwrap();
     server.execute("postgres", "ALTER ROLE crowd CONNECTION LIMIT 0");
     let error = refused(&url, "too many connections").await;

@@ -229,9 +229,7 @@ pub struct RequestId(Arc<str>);
 impl RequestId {
     /// A new id: random bits of this process, and a count.
     pub fn new() -> Self {
-        static PROCESS: LazyLock<[u8; 11]> = LazyLock::new(|| {
-            base62(random::number() >> 2)
-        });
+        static PROCESS: LazyLock<[u8; 11]> = LazyLock::new(|| base62(random::number() >> 2));
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = base62(COUNT.fetch_add(1, Ordering::Relaxed));
         let mut text = [b'-'; 19];

@@ -316,7 +316,9 @@ impl Transport for Journal {
         Box::pin(async move {
             if call.run_once {
                 let words = "a call of a brain's program has the key of its step: leave `key` out";
-                return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
+                return self
+                    .refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution())
+                    .await;
             }
             let inner = &*self.0;
             let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());

@@ -388,19 +388,19 @@ impl BrainBuilder {
 
     /// Sets the arms that its tasks may call.
     pub fn arms(mut self, transport: impl Transport) -> Self {
-        self.transport = shared(transport, |arms| Arc::new(arms));
+        self.transport = shared::<_, dyn Transport>(transport, |arms| Arc::new(arms));
         self
     }
 
     /// Sets the bus to which it publishes the events of its tasks. Events that the bus does not take wait in the store.
     pub fn bus(mut self, bus: impl EventBus) -> Self {
-        self.bus = shared(bus, |bus| Arc::new(bus));
+        self.bus = shared::<_, dyn EventBus>(bus, |bus| Arc::new(bus));
         self
     }
 
     /// Sets the store of its tasks, which other brains may have as well.
     pub fn store(mut self, store: impl TaskStore) -> Self {
-        self.store = Some(shared(store, |store| Arc::new(store)));
+        self.store = Some(shared::<_, dyn TaskStore>(store, |store| Arc::new(store)));
         self
     }
 

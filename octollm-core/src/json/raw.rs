@@ -42,7 +42,8 @@ impl RawJson {
 
     /// The empty object, `{}`.
     pub fn object() -> Self {
-        static OBJECT: LazyLock<RawJson> = LazyLock::new(|| RawJson::from(Value::Object(serde_json::Map::new())));
+        static OBJECT: LazyLock<RawJson> =
+            LazyLock::new(|| RawJson::from(Value::Object(serde_json::Map::new())));
         OBJECT.clone()
     }
 

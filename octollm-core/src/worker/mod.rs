@@ -44,8 +44,8 @@
 //!
 //! # Delivery
 //!
-//! Each contract has one queue, the consumer group [`group`], which all workers share. A job is delivered at least once. Each
-//! has a key, so that an arm whose contract is not idempotent runs once, as long as the
+//! Each contract has one queue, the consumer group [`group`], which all workers share. The first worker or caller creates it, and it has
+//! the jobs that are published after that. A job is delivered at least once. Each has a key, so that an arm whose contract is not idempotent runs once, as long as the
 //! [records](Worker::idempotency) of its workers are shared.
 
 mod authority;
@@ -74,7 +74,7 @@ use self::{
 };
 use crate::{
     arm::Arm,
-    bus::{BusError, Capability, ConsumeOptions, DurableBus},
+    bus::{BusError, ConsumeOptions, DurableBus},
     contract::{ContractRef, TaskContract},
     dispatcher::Dispatcher,
     error::{ConfigError, InvalidValue},
@@ -295,8 +295,7 @@ impl Worker {
         if let Some((setting, problem, _)) = problems.into_iter().find(|(.., found)| *found) {
             return Err(ConfigError::new(setting, problem));
         }
-        let from_start = self.bus.capabilities().contains(&Capability::History);
-        let options = ConsumeOptions { max_in_flight: self.concurrency, from_start, ..self.options };
+        let options = ConsumeOptions { max_in_flight: self.concurrency, ..self.options };
         let shared = Shared {
             bus: self.bus,
             dispatcher,

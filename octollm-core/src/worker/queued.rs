@@ -3,11 +3,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::{
-    sync::mpsc,
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 use super::{
@@ -18,7 +14,7 @@ use super::{
     send::{Cancel, Inner, Offer},
 };
 use crate::{
-    bus::{BusError, Capability, ConsumeOptions, DurableBus},
+    bus::{BusError, ConsumeOptions, DurableBus},
     card::ArmCard,
     contract::{ContractCard, ContractRef, Keys, TaskContract},
     dropped::report,
@@ -170,9 +166,7 @@ impl QueuedArmsBuilder {
 /// Creates the group of a contract, unless it exists.
 async fn create_queue(bus: &dyn DurableBus, contract: &ContractRef) -> Result<(), BusError> {
     let queued = job::channel(contract, action::QUEUED).map_err(invalid)?;
-    let from_start = bus.capabilities().contains(&Capability::History);
-    let options = ConsumeOptions { from_start, ..ConsumeOptions::default() };
-    let mut consumer = bus.consume(&group(contract), queued.into(), options).await?;
+    let mut consumer = bus.consume(&group(contract), queued.into(), ConsumeOptions::default()).await?;
     consumer.close().await
 }
 

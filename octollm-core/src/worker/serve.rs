@@ -131,7 +131,9 @@ impl Delivered<'_> {
                 // A limit that is shorter than the time that the caller waits: another attempt may be faster.
                 ErrorKind::DeadlineExceeded if !job_deadline.is_some_and(Deadline::has_passed) => {
                     failure.kind = ErrorKind::Timeout;
-                    failure.message = "the time limit of the run has passed".into();
+                    if failure.message == ErrorKind::DeadlineExceeded.summary() {
+                        failure.message = "the time limit of the run has passed".into();
+                    }
                     failure.retryable = self.is_idempotent();
                     return attempt;
                 }

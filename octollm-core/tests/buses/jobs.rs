@@ -422,6 +422,36 @@ pub(crate) async fn a_worker_that_stops_under_load_hands_jobs_back(bus: impl Dur
     second.stop().await;
 }
 
+pub(crate) async fn what_outlives_the_grace_period_goes_to_another_worker(bus: impl DurableBus + Clone) {
+    let (hands, cx) = (Hands::default(), context(&bus).await);
+    let first = Serving::start(worker(&bus, &hands.of(1)).grace(Duration::from_millis(100)));
+    let call = tokio::spawn(cx.call(repeatable("waits", 1)));
+    within(hands.begun.take()).await;
+    first.stop().await;
+    within(hands.dropped.take()).await;
+    hands.released.add(1);
+    let second = Serving::start(worker(&bus, &hands.of(2)));
+    let done = within(call).await.unwrap().unwrap();
+    assert_eq!((done.worker, done.attempt, hands.runs(1)), (2, 2, 2));
+    settled::<Repeatable>(&bus).await;
+    second.stop().await;
+}
+
+pub(crate) async fn a_run_beyond_the_time_limit_is_tried_again(bus: impl DurableBus + Clone) {
+    let (hands, cx) = (Hands::default(), context(&bus).await);
+    let limit = Duration::from_millis(200);
+    let serving = Serving::start(worker(&bus, &hands).time_limit(limit).max_attempts(2));
+    let slow = within(cx.call(repeatable("waits", 1))).await.unwrap_err();
+    assert_eq!((slow.kind(), slow.attempts(), hands.runs(1)), (ErrorKind::Timeout, 2, 2));
+    let once = within(cx.call(Once { text: "waits".into(), id: 2 })).await.unwrap_err();
+    assert_eq!(
+        (once.kind(), once.attempts(), hands.runs(2)),
+        (ErrorKind::Timeout, 1, 1),
+        "it may have had its effect"
+    );
+    serving.stop().await;
+}
+
 pub(crate) async fn a_dropped_call_cancels_its_job(bus: impl DurableBus + Clone) {
     let (hands, cx) = (Hands::default(), context(&bus).await);
     let serving = Serving::start(worker(&bus, &hands).concurrency(1));
@@ -597,6 +627,62 @@ pub(crate) async fn a_job_is_json_that_any_program_can_write(bus: impl DurableBu
     serving.stop().await;
 }
 
+pub(crate) async fn a_job_has_the_form_of_the_wire(bus: impl DurableBus + Clone) {
+    use octollm_core::bus::{Overflow, Signal};
+    let arms = builder(&bus)
+        .tokens(|_: &Caller, _: Option<&[&str]>, _: &octollm_core::card::ArmCard| Ok(Some("a token".into())));
+    let mut parts = ContextParts::of("request-1".parse().unwrap(), "work-1".parse().unwrap());
+    parts.task_id = Some("task_3fK9aZ0qLw81bXyT".parse().unwrap());
+    let cx = Context::from_parts(parts, Arc::new(arms.connect().await.unwrap()));
+    let mut jobs =
+        bus.subscribe("jobs:work__once:*".parse().unwrap(), Overflow::DropOldest(16)).await.unwrap();
+    let call = cx.call(Once { text: "works".into(), id: 1 }).key("order-7").repeated();
+    let call = call.budget(Budget::tokens(1000)).updates(Arc::new(Seen::default()));
+    let call = tokio::spawn(call);
+    let Some(Signal::Event(job)) = within(jobs.next()).await else { panic!("a job") };
+    let data = json!({
+        "input": { "text": "works", "id": 1 },
+        "reply_to": job.source(),
+        "request_id": job.data()["request_id"],
+        "task_id": "task_3fK9aZ0qLw81bXyT",
+        "budget": { "tokens": 1000, "cost": null },
+        "key": "order-7",
+        "repeated": true,
+        "updates": true,
+        "token": "a token",
+    });
+    assert_eq!((job.channel().as_str(), job.data()), ("jobs:work__once:queued", &data));
+    assert_eq!(job.correlation_id(), Some("work-1"));
+    assert_eq!(job.subject().map(str::len), Some(64), "the digest of caller, task, contract and key");
+    assert!(job.expires_at().is_some_and(|end| end > job.timestamp()));
+    call.abort();
+    let Some(Signal::Event(cancelled)) = within(jobs.next()).await else { panic!("its cancellation") };
+    assert_eq!(cancelled.channel().as_str(), "jobs:work__once:cancelled");
+    assert_eq!(cancelled.data(), &json!({ "event": job.id() }));
+}
+
+/// Calls that are made while something happens to the bus, which all of them survive.
+#[allow(dead_code, reason = "only a bus over a broker has such a case")]
+pub(crate) async fn calls_survive(bus: impl DurableBus + Clone, happens: impl AsyncFnOnce()) {
+    const JOBS: u32 = 40;
+    let (hands, cx) = (Hands::default(), context(&bus).await);
+    let serving = Serving::start(worker(&bus, &hands).concurrency(2));
+    let calls: Vec<_> = (0..JOBS).map(|id| tokio::spawn(cx.call(repeatable("takes a while", id)))).collect();
+    within(async {
+        while (0..JOBS).all(|id| hands.runs(id) == 0) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    happens().await;
+    for (id, call) in calls.into_iter().enumerate() {
+        let done = timeout(2 * LIMIT, call).await.expect("it takes too long").unwrap();
+        done.unwrap_or_else(|error| panic!("{id}: {error:?}"));
+    }
+    settled::<Repeatable>(&bus).await;
+    serving.stop().await;
+}
+
 /// Writes a test for each case, on the bus of a new subject.
 macro_rules! job_tests {
     ($($case:ident)*; $subject:expr) => {
@@ -620,11 +706,14 @@ macro_rules! job_tests {
             a_key_runs_once_over_redelivery_and_restarts
             a_killed_worker_is_replaced
             a_worker_that_stops_under_load_hands_jobs_back
+            what_outlives_the_grace_period_goes_to_another_worker
+            a_run_beyond_the_time_limit_is_tried_again
             a_dropped_call_cancels_its_job
             a_token_says_who_calls
             an_input_that_is_too_large_is_not_queued
             a_result_that_may_be_lost_is_asked_for_again
-            a_job_is_json_that_any_program_can_write;
+            a_job_is_json_that_any_program_can_write
+            a_job_has_the_form_of_the_wire;
             $subject
         }
     };

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use octollm_core::bus::layers::{
-    Handling, InboxLayer, ObserveLayer, RecoverLayer, ThrottleLayer, layered,
-};
+use octollm_core::bus::layers::{Handling, InboxLayer, ObserveLayer, RecoverLayer, ThrottleLayer, layered};
 use octollm_core::bus::{ConsumeOptions, EventBus, EventHandler, Gap, Nack};
 use octollm_core::idempotency::MemoryIdempotencyStore;
 use octollm_core::resilience::{BreakerLayer, BulkheadLayer, RetryLayer, TimeoutLayer};
@@ -79,7 +77,10 @@ async fn a_time_limit_drops_the_handler() {
     let handler = layered(Scripted::default(), TimeoutLayer::of(Handling, Duration::from_secs(2)));
     let begun = Instant::now();
     let nack = handler.handle(saying("is slow"), 1).await.unwrap_err();
-    assert_eq!((nack.reason(), begun.elapsed()), (Some("the handler took longer than 2s"), Duration::from_secs(2)));
+    assert_eq!(
+        (nack.reason(), begun.elapsed()),
+        (Some("the handler took longer than 2s"), Duration::from_secs(2))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +137,10 @@ async fn an_inbox_handles_an_event_once() {
     let slow = saying("is slow");
     assert!(timeout(Duration::from_secs(1), handler.handle(slow.clone(), 1)).await.is_err());
     let nack = handler.handle(slow, 2).await.unwrap_err();
-    assert!(matches!(&nack, Nack::DeadLetter { reason } if reason.starts_with("outcome_unknown")), "{nack:?}");
+    assert!(
+        matches!(&nack, Nack::DeadLetter { reason } if reason.starts_with("outcome_unknown")),
+        "{nack:?}"
+    );
     assert_eq!(script.runs(), 6);
 }
 

@@ -14,3 +14,19 @@ impl OnRedis {
 }
 
 job_tests!(OnRedis(Redis::start(&[])));
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_survive_a_restart_of_the_server() {
+    let mut server = OnRedis(Redis::start(&["--appendonly yes --appendfsync always"]));
+    cases::calls_survive(server.bus().await, async || {
+        server.0.kill();
+        server.0.restart();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_survive_the_loss_of_all_connections() {
+    let server = OnRedis(Redis::start(&[]));
+    cases::calls_survive(server.bus().await, async || server.0.disconnect()).await;
+}

@@ -34,7 +34,12 @@ impl Arm<Inspect> for Judge {
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Calls by a queue. The token has this life, and the worker starts after this time. It knows another root, unless `is_trusted`.
-async fn called(caller: Caller, life: Duration, away: Duration, is_trusted: bool) -> Result<String, ErrorKind> {
+async fn called(
+    caller: Caller,
+    life: Duration,
+    away: Duration,
+    is_trusted: bool,
+) -> Result<String, ErrorKind> {
     let (bus, root) = (MemoryDurableBus::new(), SigningKey::generate().unwrap());
     let signing = if is_trusted { root.clone() } else { SigningKey::generate().unwrap() };
     let issuer = TokenIssuer::root("brain", signing).life(life).build().unwrap();

@@ -121,7 +121,8 @@ where
 }
 
 /// The protocol of [`Received`] events, for the layers of [`resilience`](crate::resilience). [`Nack::Retry`] is a failure that is worth
-/// another try; the others are the handler's decision.
+/// another try; the others are the handler's decision. An event that an open breaker refuses has a delay, for which the bus needs
+/// [`Capability::DelayedNack`](super::Capability::DelayedNack).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Handling;
 

@@ -189,7 +189,7 @@ mod guide {
     #[doc = include_str!("../docs/guide/services.md")]
     mod services {}
     #[doc = include_str!("../docs/guide/streaming.md")]
-    pub(crate) struct Streaming;
+    mod streaming {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
     #[doc = include_str!("../docs/guide/workers.md")]

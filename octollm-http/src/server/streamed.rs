@@ -204,6 +204,20 @@ impl Unsent {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes the update if there is room for it.
+    fn push(&self, update: &mut Option<Unread>) -> bool {
+        let mut state = self.state();
+        if !state.has_room() {
+            return false;
+        }
+        if let Some(update) = update.take() {
+            state.push(update);
+        }
+        drop(state);
+        self.reader.wake();
+        true
+    }
+
     fn take(&self) -> Option<Unread> {
         let mut state = self.state();
         let update = state.updates.pop_front()?;
@@ -220,32 +234,25 @@ impl Unsent {
 #[async_trait]
 impl UpdateSink for Unsent {
     fn update(&self, update: Update) {
-        let mut state = self.state();
-        state.progress.apply(&update);
-        let update = match update {
-            Update::Chunk(data) => Unread::Chunk(RawJson::from(data)),
-            _ => Unread::Progress(state.progress.clone()),
+        let progress = {
+            let mut state = self.state();
+            state.progress.apply(&update);
+            state.progress.clone()
         };
-        if !state.has_room() {
-            return;
-        }
-        state.push(update);
-        drop(state);
-        self.reader.wake();
+        self.push(&mut Some(match update {
+            Update::Chunk(data) => Unread::Chunk(RawJson::from(data)),
+            _ => Unread::Progress(progress),
+        }));
     }
 
     async fn chunk(&self, chunk: Value) {
-        let chunk = Unread::Chunk(RawJson::from(chunk));
+        let mut chunk = Some(Unread::Chunk(RawJson::from(chunk)));
         loop {
             let room = self.room.notified();
-            let mut state = self.state();
-            if state.has_room() {
-                state.push(chunk);
-                break;
+            if self.push(&mut chunk) {
+                return;
             }
-            drop(state);
             room.await;
         }
-        self.reader.wake();
     }
 }

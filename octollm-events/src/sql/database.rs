@@ -384,8 +384,10 @@ fn is_busy(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     cause.downcast_ref::<sqlx::Error>().is_some_and(|error| class(error) == Class::Again)
 }
 
-/// A statement reads few rows, however many the server expects: compiled code and parallel workers take longer to start than it runs.
-const PLANS: &str = "SET jit = off; SET max_parallel_workers_per_gather = 0";
+/// A statement reads few rows by their indexes, however many the server expects: compiled code and parallel workers take longer to start
+/// than it runs. A plan that was made while a table was small, and reads all of it, would remain when it has grown.
+const PLANS: &str = "SET jit = off; SET max_parallel_workers_per_gather = 0; \
+     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
 
 /// Sets the plans and the time limits of a connection: a transaction whose client is stopped must not hold its locks.
 async fn prepare(connection: &mut PgConnection, settings: &Settings) -> Result<(), sqlx::Error> {

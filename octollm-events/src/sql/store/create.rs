@@ -32,12 +32,12 @@ pub(super) async fn create(
 ) -> Result<HashMap<usize, Written>, sqlx::Error> {
     static INSERT: Sql = Sql::new(
         "INSERT INTO octollm_tasks (id, contract, status, priority, owner, size, run, revision, run_at, \
-         waits_until, unique_key, holder, leased_until, first_claim, last_claim, finished_at) \
+         waits_until, unique_key, holder, leased_until, first_claim, last_claim, latest, update_bytes, finished_at) \
          SELECT rows.id, rows.contract, rows.status, rows.priority, rows.owner, rows.size, rows.run, rows.revision, \
          CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
          CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         rows.unique_key, rows.holder, rows.leased_until, rows.claimed, rows.claimed, CASE WHEN rows.status > 1 THEN {now} END \
-         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int, claimed int} \
+         rows.unique_key, rows.holder, rows.leased_until, rows.claimed, rows.claimed, rows.latest, rows.bytes, CASE WHEN rows.status > 1 THEN {now} END \
+         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int, claimed int, latest int, bytes int} \
          WHERE true ORDER BY rows.id ON CONFLICT DO NOTHING RETURNING no, id, run_at",
     );
     let mut results = HashMap::new();
@@ -87,12 +87,12 @@ pub(super) async fn create(
         match effects.start.as_ref().filter(|_| queue.queued <= 0) {
             Some(start) => {
                 let run = Started::of(start, whole, now)?;
-                rows.push(record.columns(effects.delay, Some(&run)));
+                rows.push(record.columns(effects, Some(&run)));
                 started.insert(at, run);
             }
             None => {
                 queue.change(None, record.status, record.size);
-                rows.push(record.columns(effects.delay, None));
+                rows.push(record.columns(effects, None));
             }
         }
         creating.insert(record.id.clone());
@@ -136,6 +136,8 @@ pub(super) async fn create(
             effects.apply(&mut task, flush);
             stored = record;
         }
+        // The insertion has the numbers of its updates.
+        task.changed.updates = effects.first_update.is_some();
         flush.counts.change(None, task.status, record.size);
         tasks.insert(record.id.to_string(), task);
         if let Some(at) = run_at.filter(|_| effects.delay.is_some()) {
@@ -178,7 +180,11 @@ fn is_near((queue, events, _): &(Counts, u64, i64), limits: &(usize, usize), sto
 }
 
 impl Record {
-    fn columns(&self, delay: Option<i64>, started: Option<&Started>) -> [Value; 14] {
+    fn columns(&self, effects: &Effects, started: Option<&Started>) -> [Value; 16] {
+        let updates = effects.updates.iter().chain(started.iter().flat_map(|run| &run.effects.updates));
+        let (latest, bytes) = updates.fold((0_i64, 0_i64), |(count, bytes), update| {
+            (count + 1, bytes + i64::try_from(update.len()).unwrap_or(i64::MAX))
+        });
         let (run, at) = (started.map(|run| &*run.record), started.map(|run| run.at));
         let holder = run.and_then(TaskRecord::holder).map(|holder| escaped(holder).into_owned());
         let leased_until = run.and_then(TaskRecord::leased_until).map(microsecond);
@@ -192,11 +198,13 @@ impl Record {
             run.map_or(self.run, TaskRecord::run).into(),
             run.map_or(self.revision, TaskRecord::revision).into(),
             self.run_at.into(),
-            delay.into(),
+            effects.delay.into(),
             self.unique.as_ref().into(),
             holder.as_deref().or(self.holder.as_deref()).into(),
             leased_until.or(self.leased_until).into(),
             at.into(),
+            latest.into(),
+            bytes.into(),
         ]
     }
 

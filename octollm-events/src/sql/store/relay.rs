@@ -143,8 +143,10 @@ impl Operation for Published {
     const ORDER: u8 = 40;
 
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<()>, sqlx::Error> {
-        static SEARCH: Sql =
-            Sql::new("DELETE FROM octollm_events WHERE id IN (SELECT rows.id FROM {rows:id text})");
+        // Without the function this would be a join, which reads all events for each id.
+        static SEARCH: Sql = Sql::new(
+            "DELETE FROM octollm_events WHERE COALESCE(id IN (SELECT rows.id FROM {rows:id text}), false)",
+        );
         for Self { seqs, others } in batch {
             for (sql, rows) in [(&DELETE, seqs), (&SEARCH, others)] {
                 if !rows.is_empty() {

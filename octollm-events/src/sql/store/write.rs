@@ -136,8 +136,8 @@ impl Record {
 pub(super) struct Effects {
     /// Id and body of each.
     pub(super) events: Vec<(String, Arc<str>)>,
-    updates: Vec<Arc<str>>,
-    first_update: Option<u64>,
+    pub(super) updates: Vec<Arc<str>>,
+    pub(super) first_update: Option<u64>,
     discarded: Vec<String>,
     journal: Vec<(String, Entry)>,
     pub(super) delay: Option<i64>,

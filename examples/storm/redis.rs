@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     fs,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -28,11 +28,13 @@ use tokio::{
 use self::server::Redis;
 use crate::Result;
 
-const PUBLISHERS: u64 = 4;
+const PUBLISHERS: usize = 4;
 const CONSUMERS: usize = 4;
 const SUBSCRIBERS: usize = 4;
 /// Pause of a publisher between two events.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Pause before a publication that was refused is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How long the server is away.
 const AWAY: Duration = Duration::from_secs(2);
 /// How long events may take after the last restart.
@@ -53,26 +55,62 @@ impl Size {
     pub(crate) const SHORT: Self = Self { time: Duration::from_secs(12), every: Duration::from_secs(4) };
 }
 
-/// The numbers of events: of a publisher in its upper half, and of its event in the lower one.
-type Numbers = Arc<Mutex<BTreeSet<u64>>>;
+/// The numbers of the events of each publisher that were handled.
+#[derive(Default)]
+struct Handled {
+    /// All numbers below this one.
+    below: [u64; PUBLISHERS],
+    /// Those above, with their publishers.
+    above: BTreeSet<(usize, u64)>,
+}
 
-fn locked(numbers: &Mutex<BTreeSet<u64>>) -> std::sync::MutexGuard<'_, BTreeSet<u64>> {
-    numbers.lock().unwrap_or_else(PoisonError::into_inner)
+impl Handled {
+    /// Adds a number. `false` where it was handled before.
+    fn insert(&mut self, of: usize, number: u64) -> bool {
+        let added = number >= self.below[of] && self.above.insert((of, number));
+        while self.above.remove(&(of, self.below[of])) {
+            self.below[of] += 1;
+        }
+        added
+    }
+
+    /// How many of the first `published` numbers of a publisher are missing.
+    fn missing(&self, of: usize, published: u64) -> u64 {
+        let above = self.above.range((of, 0)..(of, published)).count() as u64;
+        published.saturating_sub(self.below[of]).saturating_sub(above)
+    }
 }
 
 /// What publishers and receivers count.
 #[derive(Default)]
 struct Counts {
     stopped: AtomicBool,
-    /// Publications that were confirmed.
-    published: Numbers,
+    /// How many publications of each publisher were confirmed.
+    published: [AtomicU64; PUBLISHERS],
     refused: AtomicU64,
-    handled: Numbers,
+    handled: Mutex<Handled>,
     deliveries: AtomicU64,
     doubled: AtomicU64,
     gaps: AtomicU64,
     lost_in_gaps: AtomicU64,
     lost: AtomicU64,
+}
+
+impl Counts {
+    fn handled(&self) -> MutexGuard<'_, Handled> {
+        self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn published(&self) -> u64 {
+        self.published.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Confirmed publications that were not handled.
+    fn missing(&self) -> u64 {
+        let handled = self.handled();
+        let of = |(of, count): (usize, &AtomicU64)| handled.missing(of, count.load(Ordering::Relaxed));
+        self.published.iter().enumerate().map(of).sum()
+    }
 }
 
 pub(crate) async fn storm(size: &Size) -> Result<()> {
@@ -93,8 +131,8 @@ pub(crate) async fn storm(size: &Size) -> Result<()> {
     }
     let mut publishers = JoinSet::new();
     for publisher in 0..PUBLISHERS {
-        publishers.spawn(publish(streams.clone(), true, publisher, durable.clone()));
-        publishers.spawn(publish(pubsub.clone(), false, publisher, live.clone()));
+        publishers.spawn(publish(streams.clone(), publisher, durable.clone()));
+        publishers.spawn(publish(pubsub.clone(), publisher, live.clone()));
     }
 
     let (begun, mut kills, mut resident) = (Instant::now(), 0, Vec::new());
@@ -120,7 +158,7 @@ pub(crate) async fn storm(size: &Size) -> Result<()> {
         ended??;
     }
     let end = Instant::now() + LIMIT;
-    while missing(&durable) > 0 && Instant::now() < end {
+    while durable.missing() > 0 && Instant::now() < end {
         sleep(Duration::from_millis(100)).await;
     }
     let status = streams.group(GROUP).await?;
@@ -132,32 +170,24 @@ pub(crate) async fn storm(size: &Size) -> Result<()> {
     );
     println!("resident memory: {growth:+.1} % since the middle");
     tasks.shutdown().await;
-    let lost = missing(&durable) as u64 + live.lost.load(Ordering::Relaxed);
+    let lost = durable.missing() + live.lost.load(Ordering::Relaxed);
     match lost {
         0 if status.dead_letters == 0 => Ok(()),
         _ => Err(format!("{lost} events are lost, {} are dead letters", status.dead_letters).into()),
     }
 }
 
-/// Confirmed publications of the durable bus that were not handled.
-fn missing(counts: &Counts) -> usize {
-    let handled = locked(&counts.handled).clone();
-    locked(&counts.published).difference(&handled).count()
-}
-
 fn line(durable: &Counts, live: &Counts, resident: Option<u64>) -> String {
-    let (of, len) =
-        (|count: &AtomicU64| count.load(Ordering::Relaxed), |numbers: &Numbers| locked(numbers).len());
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
     format!(
-        "streams: published {} (refused {}), deliveries {}, handled {} once, doubled before the inbox {}, missing {} | \
+        "streams: published {} (refused {}), deliveries {}, doubled before the inbox {}, missing {} | \
          pub/sub: published {} (refused {}), received {}, gaps {}, lost in gaps {}, lost {} | resident {} KiB",
-        len(&durable.published),
+        durable.published(),
         of(&durable.refused),
         of(&durable.deliveries),
-        len(&durable.handled),
         of(&durable.doubled),
-        missing(durable),
-        len(&live.published),
+        durable.missing(),
+        live.published(),
         of(&live.refused),
         of(&live.deliveries),
         of(&live.gaps),
@@ -167,36 +197,32 @@ fn line(durable: &Counts, live: &Counts, resident: Option<u64>) -> String {
     )
 }
 
-/// Publishes events until the storm ends. One that is refused is published again where the bus is durable, under its id.
-async fn publish(bus: impl EventBus, durable: bool, publisher: u64, counts: Arc<Counts>) -> Result<()> {
+/// Publishes events until the storm ends. One that is refused is published again under its id.
+async fn publish(bus: impl EventBus, of: usize, counts: Arc<Counts>) -> Result<()> {
     for number in 0.. {
-        if counts.stopped.load(Ordering::Relaxed) {
-            break;
-        }
-        let number = publisher << 32 | number;
-        let event = Event::new("storm.published", "storm", json!({ "number": number, "of": publisher }))?;
-        loop {
+        let event = Event::new("storm.published", "storm", json!({ "number": number, "of": of }))?;
+        while !counts.stopped.load(Ordering::Relaxed) {
             match bus.publish(event.clone()).await {
                 Ok(()) => {
-                    locked(&counts.published).insert(number);
+                    counts.published[of].store(number + 1, Ordering::Relaxed);
                     break;
                 }
                 Err(BusError::Unavailable { .. }) => {
                     counts.refused.fetch_add(1, Ordering::Relaxed);
-                    if !durable {
-                        break;
-                    }
-                    sleep(Duration::from_millis(100)).await;
+                    sleep(AGAIN).await;
                 }
                 Err(other) => return Err(other.into()),
             }
+        }
+        if counts.stopped.load(Ordering::Relaxed) {
+            break;
         }
         sleep(PAUSE).await;
     }
     Ok(())
 }
 
-/// Handles events behind a set of numbers, which stands for an inbox. Joins again where the consumer has ended.
+/// Handles events behind their numbers, which stand for an inbox. Joins again where the consumer has ended.
 async fn consume(
     bus: RedisStreamBus,
     mut consumer: Consumer,
@@ -206,8 +232,8 @@ async fn consume(
     loop {
         while let Some(next) = consumer.next().await {
             let Ok(delivery) = next else { continue };
-            let number = number(delivery.event())?;
-            if !locked(&counts.handled).insert(number) {
+            let (of, number) = number(delivery.event())?;
+            if !counts.handled().insert(of, number) {
                 counts.doubled.fetch_add(1, Ordering::Relaxed);
             }
             if counts.deliveries.fetch_add(1, Ordering::Relaxed) % FORGOTTEN != 0 {
@@ -225,37 +251,37 @@ async fn consume(
     }
 }
 
-/// Receives events. Of each publisher the numbers ascend: where one is left out without a gap since, it is lost.
+/// Receives events. Of each publisher the numbers ascend: one that is left out is lost, and within a gap where one was reported since.
 async fn watch(mut events: Subscription, counts: Arc<Counts>) -> Result<()> {
-    let (mut last, mut gap) = ([None; PUBLISHERS as usize], [false; PUBLISHERS as usize]);
+    let (mut next, mut gap) = ([0; PUBLISHERS], [false; PUBLISHERS]);
     while let Some(signal) = events.next().await {
         let event = match signal {
             Signal::Event(event) => event,
             Signal::Gap(Gap::ConnectionLost) => {
                 counts.gaps.fetch_add(1, Ordering::Relaxed);
-                gap = [true; PUBLISHERS as usize];
+                gap = [true; PUBLISHERS];
                 continue;
             }
             other => return Err(format!("{other:?} of a subscriber that is fast").into()),
         };
         counts.deliveries.fetch_add(1, Ordering::Relaxed);
-        let number = number(&event)?;
-        let (of, number) = ((number >> 32) as usize, number & u64::from(u32::MAX));
-        // What was refused and not published is no loss.
-        let published = locked(&counts.published);
-        let next = last[of].map_or(0, |last: u64| last + 1);
-        let left_out = (next..number).filter(|left_out| published.contains(&((of as u64) << 32 | left_out)));
-        let left_out = left_out.count() as u64;
-        drop(published);
+        let (of, number) = number(&event)?;
+        // A lower one was published again, since its publication was not confirmed.
+        if number < next[of] {
+            continue;
+        }
         let count = if gap[of] { &counts.lost_in_gaps } else { &counts.lost };
-        count.fetch_add(left_out, Ordering::Relaxed);
-        (last[of], gap[of]) = (Some(number), false);
+        count.fetch_add(number - next[of], Ordering::Relaxed);
+        (next[of], gap[of]) = (number + 1, false);
     }
     Ok(())
 }
 
-fn number(event: &Event) -> Result<u64> {
-    event.data()["number"].as_u64().ok_or_else(|| "an event without a number".into())
+/// The publisher of an event, and the number that the event has there.
+fn number(event: &Event) -> Result<(usize, u64)> {
+    let read = |name| event.data()[name].as_u64().ok_or("an event without a number");
+    let of = usize::try_from(read("of")?)?;
+    if of < PUBLISHERS { Ok((of, read("number")?)) } else { Err("an event of another program".into()) }
 }
 
 /// Growth of the memory since the middle, in percent.

@@ -120,7 +120,8 @@ impl<C: TaskContract> CallStream<C> {
                 Some(chunk)
             }
             Err(error) => {
-                let failure = Failure::new(ErrorKind::BadResponse, format!("a chunk has another shape: {error}"));
+                let failure =
+                    Failure::new(ErrorKind::BadResponse, format!("a chunk has another shape: {error}"));
                 self.result = Some(Err(CallError::new(C::SPEC.reference(), failure).with_source(error)));
                 self.call = None;
                 self.chunks.close();
@@ -155,7 +156,10 @@ impl<C: TaskContract> Unpin for CallStream<C> {}
 
 impl<C: TaskContract> fmt::Debug for CallStream<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallStream").field("call", &self.call).field("arrived", &self.arrived).finish_non_exhaustive()
+        f.debug_struct("CallStream")
+            .field("call", &self.call)
+            .field("arrived", &self.arrived)
+            .finish_non_exhaustive()
     }
 }
 

@@ -97,7 +97,14 @@ impl Server {
         if let Some(bus) = &self.dead_letters {
             dead_letters::add_dead_letters(&mut table, bus)?;
         }
-        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards, self.config.event_ping)?;
+        arm::add_contracts(
+            &mut table,
+            &dispatcher,
+            &transport,
+            rates.clone(),
+            guards,
+            self.config.event_ping,
+        )?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
             table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;

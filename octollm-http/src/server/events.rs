@@ -179,10 +179,7 @@ impl Body for EventBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Poll_<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         if let Some(end) = &mut this.end
             && end.as_mut().poll(cx).is_ready()
@@ -211,9 +208,11 @@ mod tests {
 
     #[test]
     fn each_line_of_the_data_is_one_of_the_event() {
-        for (data, expected) in
-            [("{}", "data: {}\n\n"), ("{\n}", "data: {\ndata: }\n\n"), ("{\r\n}", "data: {\ndata: \ndata: }\n\n")]
-        {
+        for (data, expected) in [
+            ("{}", "data: {}\n\n"),
+            ("{\n}", "data: {\ndata: }\n\n"),
+            ("{\r\n}", "data: {\ndata: \ndata: }\n\n"),
+        ] {
             let mut text = Vec::new();
             add_data(&mut text, data);
             assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -187,7 +187,9 @@ async fn updates_belong_to_whoever_submitted_the_task() {
 async fn a_stream_ends_with_the_authority_or_the_deadline_of_its_caller() {
     let peer = start(server().authenticate(by_name));
     let task = told(peer, "X-Name: ann\r\n", 1, true).await;
-    for (fields, least, most) in [("X-Name: brief\r\n", 88, 91), ("X-Name: ann\r\nOctollm-Timeout: 7000\r\n", 6, 7)] {
+    for (fields, least, most) in
+        [("X-Name: brief\r\n", 88, 91), ("X-Name: ann\r\nOctollm-Timeout: 7000\r\n", 6, 7)]
+    {
         let begun = tokio::time::Instant::now();
         let (_, events) = all(peer, &format!("{task}/events"), fields).await;
         assert_eq!(events.last().unwrap().1["data"], "word 0", "no final status");
@@ -262,7 +264,10 @@ async fn a_stream_that_nobody_reads_is_given_up() {
     }
     sleep(Duration::from_secs(100)).await;
     let mut pings = 0;
-    while tokio::time::timeout(Duration::from_millis(1), body.frame()).await.is_ok_and(|frame| frame.is_some()) {
+    while tokio::time::timeout(Duration::from_millis(1), body.frame())
+        .await
+        .is_ok_and(|frame| frame.is_some())
+    {
         pings += 1;
     }
     assert!((1..=5).contains(&pings), "{pings}");

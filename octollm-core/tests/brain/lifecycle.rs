@@ -97,8 +97,9 @@ impl Drop for Dropped {
 
 #[async_trait]
 impl Arm<TaskRequest> for Stuck {
-    async fn execute(&self, _: TaskRequest, _: &Context) -> Result<TaskResult, ArmError> {
+    async fn execute(&self, _: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         let _dropped = Dropped(self.0.clone());
+        cx.progress(1, "begun");
         std::future::pending().await
     }
 }
@@ -111,7 +112,8 @@ fn stuck() -> (Brain, Arc<AtomicBool>) {
 async fn running(brain: &Brain, goal_text: &str) -> octollm_core::id::TaskId {
     let id = brain.submit(goal(goal_text), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&id, None, &anyone()).await.unwrap();
-    updates.next().await.unwrap();
+    // Its arm has begun.
+    while !matches!(updates.next().await.unwrap(), TaskUpdate::Progress { .. }) {}
     id
 }
 

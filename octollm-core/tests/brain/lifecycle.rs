@@ -16,7 +16,11 @@ use octollm_core::{
     context::{Caller, ContextParts},
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
-    task::{Priority, TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus, TaskUpdate},
+    store::{MemoryStore, SideEffects, Start, TaskStore},
+    task::{
+        Priority, TaskBudget, TaskQuery, TaskRecord, TaskRequest, TaskResult, TaskStatus, TaskUpdate,
+        Timestamp,
+    },
 };
 use serde_json::json;
 
@@ -97,8 +101,9 @@ impl Drop for Dropped {
 
 #[async_trait]
 impl Arm<TaskRequest> for Stuck {
-    async fn execute(&self, _: TaskRequest, _: &Context) -> Result<TaskResult, ArmError> {
+    async fn execute(&self, _: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         let _dropped = Dropped(self.0.clone());
+        cx.progress(1, "begun");
         std::future::pending().await
     }
 }
@@ -111,7 +116,8 @@ fn stuck() -> (Brain, Arc<AtomicBool>) {
 async fn running(brain: &Brain, goal_text: &str) -> octollm_core::id::TaskId {
     let id = brain.submit(goal(goal_text), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&id, None, &anyone()).await.unwrap();
-    updates.next().await.unwrap();
+    // Its arm has begun.
+    while !matches!(updates.next().await.unwrap(), TaskUpdate::Progress { .. }) {}
     id
 }
 
@@ -123,6 +129,24 @@ async fn cancelling_drops_the_arm() {
     assert_eq!(task.status, TaskStatus::Cancelled);
     assert!(dropped.load(Ordering::SeqCst));
     assert_eq!(brain.cancel(&id, &anyone()).await.unwrap(), task);
+}
+
+#[tokio::test]
+async fn a_store_in_memory_starts_a_task_with_its_creation_unless_another_one_waits() {
+    let (store, hour) = (MemoryStore::new(), Duration::from_secs(3600));
+    let record = || TaskRecord::new(goal("now"), &ContextParts::new(), hour, Timestamp::now());
+    let create = async |record, start: bool| {
+        let mut effects = SideEffects::default();
+        effects.start = start.then(|| Start::new("brain", hour, "brain"));
+        store.create(record, effects, 10, usize::MAX).await.unwrap()
+    };
+    let started = create(record(), true).await;
+    assert_eq!((started.status(), started.run(), started.revision()), (TaskStatus::Processing, 1, 1));
+    assert!(started.is_held("brain", 1));
+    let events = store.pending_events("relay", 10).await.unwrap();
+    assert_eq!(events.iter().map(|event| event.event_type()).collect::<Vec<_>>(), ["task.started"]);
+    assert_eq!(create(record(), false).await.status(), TaskStatus::Queued);
+    assert_eq!(create(record(), true).await.status(), TaskStatus::Queued, "it passes no other one");
 }
 
 #[tokio::test(start_paused = true)]

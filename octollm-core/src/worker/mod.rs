@@ -115,7 +115,7 @@ pub fn group(contract: &ContractRef) -> String {
 pub struct Worker {
     bus: Arc<dyn DurableBus>,
     id: String,
-    arms: Vec<Box<dyn FnOnce(&mut Dispatcher) + Send>>,
+    arms: Vec<Serve>,
     keys: Arc<dyn IdempotencyStore>,
     transport: Arc<dyn Transport>,
     authenticator: Option<Arc<dyn AuthenticateJob>>,
@@ -124,6 +124,9 @@ pub struct Worker {
     grace: Duration,
     options: ConsumeOptions,
 }
+
+/// Adds an arm to a dispatcher.
+type Serve = Box<dyn FnOnce(&mut Dispatcher) + Send>;
 
 impl Worker {
     /// Creates a worker with the id `worker`, which serves nothing yet.

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use octollm::{
-    bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
+    bus::{BusError, EventBus, MemoryBus, Overflow, Signal, Subscription},
     event::{Event, Pattern},
 };
 
@@ -58,8 +58,8 @@ async fn tail(mut events: Subscription, count: usize) -> Result<(), octollm::Err
         }
     }
     match events.ended() {
+        None | Some(BusError::Closed) => Ok(()),
         Some(error) => Err(error.into()),
-        None => Ok(()),
     }
 }
 

@@ -120,6 +120,22 @@ fn orchestrate_runs_a_task() {
 }
 
 #[test]
+fn dead_letters_are_listed_inspected_and_replayed() {
+    let (printed, _) = text(&example("dead_letters").output().expect("it runs"));
+    assert_eq!(printed.matches("\t1 attempts\tthe account has no address").count(), 3, "{printed}");
+    assert!(printed.contains("\"event_type\": \"order.paid\""), "{printed}");
+    assert!(printed.ends_with("billed: order 2\nbilled: order 4\nbilled: order 6\n"), "{printed}");
+}
+
+#[test]
+fn events_are_printed_with_what_is_missing() {
+    let (printed, _) = text(&example("events_tail").output().expect("it runs"));
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (4, "-- 1 events are missing here: too slow"), "{printed}");
+    assert!(lines[3].ends_with("events:task:completed brain \"one\""), "{printed}");
+}
+
+#[test]
 fn jobs_are_queued_once_and_run_until_they_succeed() {
     let (printed, log) = text(&example("jobs").output().expect("it runs"));
     assert!(printed.contains("existing: true"), "{printed}{log}");

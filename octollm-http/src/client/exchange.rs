@@ -358,7 +358,10 @@ pub(super) async fn read(mut download: Download, most: usize) -> (Bytes, Result<
 }
 
 /// Reads the body of an answer to its end.
-pub(super) async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Received>, ExchangeError> {
+pub(super) async fn whole(
+    answer: Response<Received>,
+    max: usize,
+) -> Result<Response<Received>, ExchangeError> {
     let (head, body) = answer.into_parts();
     let body = match body {
         Received::Streaming(download) => {

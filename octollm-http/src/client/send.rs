@@ -116,7 +116,9 @@ async fn exchange(
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
     let (sent, chunks) = match is_streamed(offer, call) {
         // Boxed, since the future of every call is as large as its largest part.
-        true => Box::pin(chunks::send(&directory.exchanger, request, (call, &site.arm), limits, target)).await,
+        true => {
+            Box::pin(chunks::send(&directory.exchanger, request, (call, &site.arm), limits, target)).await
+        }
         false => (directory.exchanger.send(request, &site.arm, limits, target).await, 0),
     };
     span.end(&sent);

@@ -45,8 +45,8 @@ use super::{
     guard::Guard,
     rates::{RateReport, Rates},
     recording::Seen,
-    streamed::{Ended, Unsent, streamed},
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, tag_of, within},
+    streamed::{Ended, Unsent, streamed},
 };
 use crate::registry::Registry;
 

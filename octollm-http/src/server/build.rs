@@ -9,6 +9,7 @@ use super::{
     HttpService, Server,
     about::Metrics,
     arm::{self, ArmCapabilities, HealthState, MetricsPage, Written},
+    bus_events::BusEvents,
     docs::DocsPage,
     events::LiveStreams,
     identity::Identity,
@@ -61,6 +62,9 @@ impl Server {
         if self.jwks.is_some() {
             document = document.with_jwks();
         }
+        if has_tasks && self.bus.is_some() {
+            document.add_events();
+        }
         let page = metrics_page(self.metrics)?;
         if let Some(page) = page {
             document.add_metrics(page.scope.as_deref());
@@ -82,6 +86,11 @@ impl Server {
             rates.clone(),
             LiveStreams { ping: self.config.event_ping, end: health.streams() },
         )?;
+        if let (Some(bus), Some(orchestrator)) = (&self.bus, &orchestrator) {
+            let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
+            let (bus, orchestrator) = (bus.clone(), orchestrator.clone());
+            table.add(Method::GET, "/events", BusEvents { bus, orchestrator, live })?;
+        }
         if let Some(registry) = self.registry {
             registry::add_registry(
                 &mut table,
@@ -91,7 +100,14 @@ impl Server {
                 self.bus.clone(),
             )?;
         }
-        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards, self.config.event_ping)?;
+        arm::add_contracts(
+            &mut table,
+            &dispatcher,
+            &transport,
+            rates.clone(),
+            guards,
+            self.config.event_ping,
+        )?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
             table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;

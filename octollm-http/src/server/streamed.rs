@@ -58,7 +58,8 @@ pub(crate) async fn streamed(
     if let (Ok(()), Some(ended)) = (begun, &events.ended) {
         let is_replayed = ended.is_replayed;
         if events.unsent.state().updates.is_empty()
-            && let Some(Ended { result: Err(failure), usage, .. }) = events.ended.take_if(|ended| ended.result.is_err())
+            && let Some(Ended { result: Err(failure), usage, .. }) =
+                events.ended.take_if(|ended| ended.result.is_err())
         {
             return Err(Refusal::from(failure).usage(usage).replayed(is_replayed));
         }

@@ -387,7 +387,10 @@ fn limit(value: &str, most: usize) -> Option<usize> {
 
 /// Reads the parameters of a query. `read` returns whether a parameter is given twice, and `None` where it is malformed or
 /// unknown. An empty one counts as left out.
-fn parameters(text: &str, mut read: impl FnMut(&str, &str) -> Option<bool>) -> Result<(), Failure> {
+pub(crate) fn parameters(
+    text: &str,
+    mut read: impl FnMut(&str, &str) -> Option<bool>,
+) -> Result<(), Failure> {
     let refused =
         |name: &str| Failure::new(ErrorKind::BadRequest, format!("malformed query parameter {name}"));
     for pair in text.split('&').filter(|pair| !pair.is_empty()) {

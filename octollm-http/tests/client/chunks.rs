@@ -277,7 +277,8 @@ async fn the_first_chunk_passes_two_hops_at_once() {
     }
 
     let (teller, arms) = teller(Protocol::Http1).await;
-    let server = Server::new("reteller").arm::<Retell>(Reteller).arms(arms).bind("127.0.0.1:0").await.unwrap();
+    let server =
+        Server::new("reteller").arm::<Retell>(Reteller).arms(arms).bind("127.0.0.1:0").await.unwrap();
     let arms = Arms::builder().endpoint("reteller", server.url()).build().unwrap();
     tokio::spawn(server.run());
     let mut fastest = Duration::MAX;

@@ -196,7 +196,8 @@ async fn streams_leave_half_of_the_connections_to_requests() {
     let mut followed = tokio::task::JoinSet::new();
     for _ in 0..10 {
         let (client, id) = (client.clone(), id.clone());
-        followed.spawn(async move { rest(client.watch(&id, None, &Context::detached()).await.unwrap()).await });
+        followed
+            .spawn(async move { rest(client.watch(&id, None, &Context::detached()).await.unwrap()).await });
     }
     let mut streamed = 0;
     while let Some(updates) = followed.join_next().await {

@@ -98,6 +98,7 @@ impl Orchestrator for Stub {
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
+        self.act().await?;
         self.brain.watch(id, after, cx).await
     }
 

@@ -76,7 +76,12 @@ impl OrchestratorClient {
     }
 
     /// Opens the stream of the updates of a task. `None` where there is no such route.
-    async fn open(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<Option<EventReader>, Failure> {
+    async fn open(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        cx: &Context,
+    ) -> Result<Option<EventReader>, Failure> {
         let admission = self.0.protection.admit()?;
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let limit = cx.deadline().map_or(limit, |deadline| deadline.min(limit));
@@ -99,7 +104,12 @@ impl OrchestratorClient {
         answer
     }
 
-    async fn events(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<Option<EventReader>, Failure> {
+    async fn events(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        cx: &Context,
+    ) -> Result<Option<EventReader>, Failure> {
         let Inner { arm, endpoint, exchanger, authority, card, .. } = &*self.0;
         let mut parts = parts_of(cx)?;
         if parts.caller == Caller::Unchecked {
@@ -226,7 +236,8 @@ impl Followed {
         if seq <= self.after {
             return Ok(None);
         }
-        let gap = |until: u64| TaskUpdate::Gap { task_id: self.id.clone(), seq: until, missed: until - self.after };
+        let gap =
+            |until: u64| TaskUpdate::Gap { task_id: self.id.clone(), seq: until, missed: until - self.after };
         Ok(Some(match update {
             TaskUpdate::Gap { .. } => gap(seq),
             update if seq - self.after > 1 => {
@@ -266,7 +277,6 @@ impl Followed {
         }
         (self.failures <= FAILURES).then_some(())
     }
-
 }
 
 /// `None` where the caller has ended.

@@ -21,8 +21,8 @@ use octollm_core::{bus::EventBus, contract::ContractRef, error::ConfigError, id:
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::request::RestRequest;
-pub use super::sse::ServerEvent;
 use self::{rate::RateGate, redact::Secrets};
+pub use super::sse::ServerEvent;
 use super::{
     authority::OWN,
     base_url::{BaseUrl, Fields},

@@ -206,7 +206,6 @@ async fn a_stream_that_breaks_says_what_has_arrived() {
     ] {
         let answer = Answer::Last(format!("{HEAD}{TWO}{rest}").into_bytes());
         let peer = Peer::with_card(card(), move |_| std::future::ready(answer.clone())).await;
-        let peer = peer.streaming();
         let arms = arms().endpoint("teller", &peer.url).build().unwrap();
         let mut words = arms.stream(Tell::default());
         let mut seen = 0;
@@ -233,7 +232,6 @@ async fn a_stream_that_breaks_before_a_chunk_is_tried_again() {
         std::future::ready(Answer::Last(format!("{HEAD}{rest}").into_bytes()))
     })
     .await;
-    let peer = peer.streaming();
     let arms = arms().endpoint("teller", &peer.url).build().unwrap();
     assert_eq!(arms.stream(Tell::default()).output().await.unwrap(), Told { words: 2 });
     assert_eq!(peer.calls().len(), 2);
@@ -247,7 +245,6 @@ async fn events_are_asked_for_where_somebody_reads_them() {
         std::future::ready(answer)
     })
     .await;
-    let peer = peer.streaming();
     let arms = arms().endpoint("teller", &peer.url).build().unwrap();
     arms.call(check()).await.unwrap();
     // An answer of JSON is the output.

@@ -131,9 +131,9 @@ impl ServerEvent {
 
 /// Raw JSON may have line feeds between its tokens, each of which begins a further line of data.
 fn add_data(text: &mut Vec<u8>, data: &str) {
-    for line in data.split(['\n', '\r']) {
+    for line in data.as_bytes().split(|byte| matches!(byte, b'\n' | b'\r')) {
         text.extend_from_slice(b"data: ");
-        text.extend_from_slice(line.as_bytes());
+        text.extend_from_slice(line);
         text.push(b'\n');
     }
     text.push(b'\n');

@@ -274,6 +274,31 @@ async fn a_stream_that_nobody_reads_is_given_up() {
     assert!((1..=5).contains(&pings), "{pings}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_thousand_streams_of_a_task_have_every_update_beside_one_that_is_not_read() {
+    let peer = start(server());
+    let task = told(peer, "", 100, false).await;
+    let path = format!("{task}/events");
+    let mut slow = caller(peer, 1).await;
+    let request = Request::get(format!("http://x{path}")).body(Full::new(Bytes::new())).unwrap();
+    let unread = slow.send_request(request).await.unwrap();
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..999 {
+        let path = path.clone();
+        streams.spawn(async move { all(peer, &path, "").await });
+    }
+    let mut count = 0;
+    while let Some(stream) = streams.join_next().await {
+        let (answer, updates) = stream.unwrap();
+        assert_eq!(answer.status, 200);
+        assert!(updates.iter().map(|(id, _)| *id).eq(1..=updates.len() as u64));
+        assert_eq!(updates.last().unwrap().1["status"], "completed");
+        assert_eq!(updates.iter().filter(|(_, data)| data["type"] == "chunk").count(), 100);
+        count += 1;
+    }
+    assert_eq!((count, unread.status()), (999, StatusCode::OK));
+}
+
 /// The data of the next event of a stream.
 async fn next_event(line: &mut Line) -> Value {
     let mut text = Vec::new();

@@ -137,16 +137,21 @@ impl<C: TaskContract> Stream for CallStream<C> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Option<C::Chunk>> {
         let this = &mut *self;
-        loop {
-            if let Poll::Ready(Some(chunk)) = this.chunks.poll_recv(cx) {
-                return Poll::Ready(this.read(chunk));
-            }
-            let Some(call) = &mut this.call else { return Poll::Ready(None) };
-            match Pin::new(call).poll(cx) {
-                Poll::Ready(result) => (this.call, this.result) = (None, Some(result)),
-                Poll::Pending if this.chunks.is_empty() => return Poll::Pending,
-                Poll::Pending => {}
-            }
+        if let Poll::Ready(Some(chunk)) = this.chunks.poll_recv(cx) {
+            return Poll::Ready(this.read(chunk));
+        }
+        if let Some(call) = &mut this.call
+            && let Poll::Ready(result) = Pin::new(call).poll(cx)
+        {
+            (this.call, this.result) = (None, Some(result));
+            // Work that the arm has left running may hold the other end.
+            this.chunks.close();
+        }
+        // Without a loop: where tokio's cooperative budget is spent, there is a chunk that cannot be taken yet.
+        match this.chunks.poll_recv(cx) {
+            Poll::Ready(Some(chunk)) => Poll::Ready(this.read(chunk)),
+            Poll::Ready(None) if this.call.is_none() => Poll::Ready(None),
+            _ => Poll::Pending,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     HttpService, Server,
     about::Metrics,
     arm::{self, ArmCapabilities, HealthState, MetricsPage, Written},
+    bus_events::BusEvents,
     dead_letters,
     docs::DocsPage,
     events::LiveStreams,
@@ -64,6 +65,9 @@ impl Server {
         if self.jwks.is_some() {
             document = document.with_jwks();
         }
+        if has_tasks && self.bus.is_some() {
+            document.add_events();
+        }
         let page = metrics_page(self.metrics)?;
         if let Some(page) = page {
             document.add_metrics(page.scope.as_deref());
@@ -85,6 +89,11 @@ impl Server {
             rates.clone(),
             LiveStreams { ping: self.config.event_ping, end: health.streams() },
         )?;
+        if let (Some(bus), Some(orchestrator)) = (&self.bus, &orchestrator) {
+            let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
+            let (bus, orchestrator) = (bus.clone(), orchestrator.clone());
+            table.add(Method::GET, "/events", BusEvents { bus, orchestrator, live })?;
+        }
         if let Some(registry) = self.registry {
             registry::add_registry(
                 &mut table,

@@ -42,7 +42,12 @@ impl LiveStreams {
         self.answer(events, cx)
     }
 
-    fn answer(&self, events: impl Stream<Item = ServerEvent> + Send + 'static, cx: &Context) -> Answer {
+    /// Events until the end of the server, or that of the caller's authority.
+    pub(crate) fn answer(
+        &self,
+        events: impl Stream<Item = ServerEvent> + Send + 'static,
+        cx: &Context,
+    ) -> Answer {
         let (end, until) = (self.end.clone(), authority_ends(cx));
         let end = async move {
             let until = async {
@@ -69,6 +74,12 @@ fn authority_ends(cx: &Context) -> Option<Instant> {
     [granted, deadline].into_iter().flatten().min()
 }
 
+/// The `Last-Event-ID` of a caller that connects again.
+pub(crate) fn last_event_id(head: &Parts) -> Option<&HeaderValue> {
+    const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+    head.headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty())
+}
+
 /// The position after which a stream resumes: `Last-Event-ID`, which a browser sends with a URL that stays the same, or else the query.
 ///
 /// # Errors
@@ -77,9 +88,8 @@ pub(crate) fn cursor(
     head: &Parts,
     of_query: impl FnOnce(&str) -> Result<Option<u64>, Failure>,
 ) -> Result<Option<u64>, Failure> {
-    const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let after = of_query(head.uri.query().unwrap_or_default())?;
-    match head.headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
+    match last_event_id(head) {
         None => Ok(after),
         Some(id) => {
             let id = id.to_str().ok().and_then(|id| id.parse().ok());
@@ -95,7 +105,17 @@ pub(crate) struct ServerEvent(Vec<u8>);
 impl ServerEvent {
     /// An event whose id is a number. `None`, after a line in the log, for data that cannot be written as JSON.
     pub(crate) fn numbered(id: u64, data: &impl Serialize) -> Option<Self> {
-        let mut text = format!("id: {id}\n").into_bytes();
+        Self::written(format!("id: {id}\n"), data)
+    }
+
+    /// An event with any id, which is left out where it is empty or has no place in a line.
+    pub(crate) fn named(id: &str, data: &impl Serialize) -> Option<Self> {
+        let fits = !id.is_empty() && !id.contains(char::is_control);
+        Self::written(if fits { format!("id: {id}\n") } else { String::new() }, data)
+    }
+
+    fn written(id: String, data: &impl Serialize) -> Option<Self> {
+        let mut text = id.into_bytes();
         match serde_json::to_string(data) {
             Ok(data) => {
                 add_data(&mut text, &data);
@@ -111,9 +131,9 @@ impl ServerEvent {
 
 /// Raw JSON may have line feeds between its tokens, each of which begins a further line of data.
 fn add_data(text: &mut Vec<u8>, data: &str) {
-    for line in data.split(['\n', '\r']) {
+    for line in data.as_bytes().split(|byte| matches!(byte, b'\n' | b'\r')) {
         text.extend_from_slice(b"data: ");
-        text.extend_from_slice(line.as_bytes());
+        text.extend_from_slice(line);
         text.push(b'\n');
     }
     text.push(b'\n');

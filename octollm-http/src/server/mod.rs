@@ -54,6 +54,7 @@ mod events;
 mod streamed;
 mod arm;
 mod tasks;
+mod bus_events;
 mod registry;
 mod openapi;
 mod docs;
@@ -244,6 +245,10 @@ impl Server {
     /// this bus. An answer is repeated to the same caller with the same scopes, its own and those that it has delegated to this server,
     /// for the same task, if the bytes of the input are the same. It has an `Age`, and a usage of 0. Failures are not cached. Equal calls at one time all run. While the server has no
     /// subscription, or after events were lost, all answers are dropped. Without a bus they expire only.
+    ///
+    /// **Readers over HTTP.** With an [orchestrator](Self::orchestrator), `GET /events?pattern=events:task:*` streams the events of the
+    /// bus as server-sent events, to callers with the scope of the pattern (see [`Context::bus`](octollm_core::Context::bus)). A caller
+    /// without `tasks:admin` has events of tasks only where it finds the task.
     ///
     /// **The end.** Requests that are given up at the [end of the server](BoundServer::run_until) are published as `request.dropped`,
     /// within 1 s.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::peer::{Answer, Check, Peer, arms, check, until};
+use crate::peer::{Answer, Check, Peer, arms, check, network, until, unused_host, usual};
 
 /// Says so many words.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -118,8 +118,13 @@ async fn chunks_arrive_one_by_one_and_end_in_the_output() {
 #[tokio::test]
 async fn an_arm_waits_for_a_reader_that_is_slow() {
     for protocol in PROTOCOLS {
-        let (teller, arms) = teller(protocol).await;
-        let mut words = arms.stream(Tell { words: 10_000, size: 4096, ..Tell::default() });
+        // In memory, since the buffers of a system's sockets have room for thousands of chunks.
+        let (teller, host) = (Teller::default(), unused_host());
+        let server =
+            Server::new("teller").arm::<Tell>(teller.clone()).listen(network().listen(&host).unwrap());
+        tokio::spawn(server.unwrap().run());
+        let arms = usual().protocol(protocol).endpoint("teller", format!("http://{host}")).build().unwrap();
+        let mut words = arms.stream(Tell { words: 1_000, size: 4096, ..Tell::default() });
         words.next().await.unwrap();
         let mut before = 0;
         loop {
@@ -130,13 +135,13 @@ async fn an_arm_waits_for_a_reader_that_is_slow() {
             }
             before = said;
         }
-        assert!(before < 5_000, "{before} words are said although one was read");
+        assert!(before < 300, "{before} words are said although one was read");
         let mut read = 1;
         while let Some(word) = words.next().await {
             assert_eq!(word.at, read);
             read += 1;
         }
-        assert_eq!((read, words.output().await.unwrap().words), (10_000, 10_000));
+        assert_eq!((read, words.output().await.unwrap().words), (1_000, 1_000));
     }
 }
 
@@ -206,7 +211,6 @@ async fn a_stream_that_breaks_says_what_has_arrived() {
     ] {
         let answer = Answer::Last(format!("{HEAD}{TWO}{rest}").into_bytes());
         let peer = Peer::with_card(card(), move |_| std::future::ready(answer.clone())).await;
-        let peer = peer.streaming();
         let arms = arms().endpoint("teller", &peer.url).build().unwrap();
         let mut words = arms.stream(Tell::default());
         let mut seen = 0;
@@ -233,7 +237,6 @@ async fn a_stream_that_breaks_before_a_chunk_is_tried_again() {
         std::future::ready(Answer::Last(format!("{HEAD}{rest}").into_bytes()))
     })
     .await;
-    let peer = peer.streaming();
     let arms = arms().endpoint("teller", &peer.url).build().unwrap();
     assert_eq!(arms.stream(Tell::default()).output().await.unwrap(), Told { words: 2 });
     assert_eq!(peer.calls().len(), 2);
@@ -247,7 +250,6 @@ async fn events_are_asked_for_where_somebody_reads_them() {
         std::future::ready(answer)
     })
     .await;
-    let peer = peer.streaming();
     let arms = arms().endpoint("teller", &peer.url).build().unwrap();
     arms.call(check()).await.unwrap();
     // An answer of JSON is the output.

@@ -223,7 +223,7 @@ impl Peer {
         peer
     }
 
-    /// Reacts to requests for server-sent events as well. Otherwise it has no such routes.
+    /// Reacts to requests for the updates of tasks as well. Otherwise it has no such route.
     pub(crate) fn streaming(self) -> Self {
         self.seen.streams.store(true, Ordering::SeqCst);
         self
@@ -288,7 +288,8 @@ impl Socket for DuplexStream {
 async fn serve(mut socket: impl Socket, number: usize, seen: &Seen, react: &Reaction) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(request) = read_request(&mut socket, &mut buffer, number).await? {
-        if request.header("accept") == Some("text/event-stream") && !seen.streams.load(Ordering::SeqCst) {
+        let is_of_updates = request.path.starts_with("/tasks/") && request.path.contains("/events");
+        if is_of_updates && !seen.streams.load(Ordering::SeqCst) {
             socket.write_all(&json_answer(404, &json!({}))).await?;
             continue;
         }

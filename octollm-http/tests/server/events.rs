@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use octollm_core::{
     Arm, Context,
     brain::Brain,
+    bus::MemoryBus,
     error::{ArmError, Failure},
     parts::{Caller, Grant},
 };
@@ -271,6 +272,121 @@ async fn a_stream_that_nobody_reads_is_given_up() {
         pings += 1;
     }
     assert!((1..=5).contains(&pings), "{pings}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_streams_of_a_task_have_every_update_beside_one_that_is_not_read() {
+    let peer = start(server());
+    let task = told(peer, "", 100, false).await;
+    let path = format!("{task}/events");
+    let mut slow = caller(peer, 1).await;
+    let request = Request::get(format!("http://x{path}")).body(Full::new(Bytes::new())).unwrap();
+    let unread = slow.send_request(request).await.unwrap();
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..999 {
+        let path = path.clone();
+        streams.spawn(async move { all(peer, &path, "").await });
+    }
+    let mut count = 0;
+    while let Some(stream) = streams.join_next().await {
+        let (answer, updates) = stream.unwrap();
+        assert_eq!(answer.status, 200);
+        assert!(updates.iter().map(|(id, _)| *id).eq(1..=updates.len() as u64));
+        assert_eq!(updates.last().unwrap().1["status"], "completed");
+        assert_eq!(updates.iter().filter(|(_, data)| data["type"] == "chunk").count(), 100);
+        count += 1;
+    }
+    assert_eq!((count, unread.status()), (999, StatusCode::OK));
+}
+
+/// The data of the next event of a stream.
+async fn next_event(line: &mut Line) -> Value {
+    let mut text = Vec::new();
+    while !text.ends_with(b"\n\n") {
+        text.extend(line.read(1).await);
+    }
+    let text = String::from_utf8(text).unwrap();
+    let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap_or_else(|| panic!("{text}"));
+    serde_json::from_str(data).unwrap()
+}
+
+#[tokio::test]
+async fn the_events_of_the_bus_are_those_that_the_caller_may_see() {
+    let bus = MemoryBus::new();
+    let brain = Brain::builder().arm::<Tell>(Teller).bus(bus.clone()).build().unwrap();
+    let by_scopes = |head: &Parts| {
+        let field = |name| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        let scopes = field("x-scopes").unwrap_or_default();
+        let scopes: Vec<_> = scopes.split(' ').chain(["text:tell"]).map(str::to_owned).collect();
+        Ok(field("x-name").map_or(Caller::Anonymous, |name| Caller::known(name, scopes)))
+    };
+    let server = Server::new("brain").orchestrator(brain).bus(bus.clone()).authenticate(by_scopes);
+    let peer = bound(server.event_ping(Duration::from_secs(20))).await;
+    for (query, fields, status, code) in [
+        ("", "X-Name: ann\r\n", 400, "bad_request"),
+        ("?pattern=*", "X-Name: ann\r\n", 400, "bad_request"),
+        ("?pattern=events:task:*", "", 401, "unauthenticated"),
+        ("?pattern=events:task:*", "X-Name: ann\r\n", 403, "insufficient_scope"),
+        (
+            "?pattern=events:*:*",
+            "X-Name: ann\r\nX-Scopes: events.task:subscribe\r\n",
+            403,
+            "insufficient_scope",
+        ),
+    ] {
+        all(peer, &format!("/events{query}"), fields).await.0.is_problem(status, code);
+    }
+    let mut lines = Vec::new();
+    for fields in [
+        "X-Name: ann\r\nX-Scopes: events.task:subscribe\r\n",
+        "X-Name: eve\r\nX-Scopes: events.task:subscribe\r\nLast-Event-ID: x\r\n",
+        "X-Name: root\r\nX-Scopes: events.task:subscribe tasks:admin\r\n",
+    ] {
+        let mut line = peer.connect().await;
+        line.write(format!("GET /events?pattern=events:task:completed HTTP/1.1\r\nHost: x\r\n{fields}\r\n"))
+            .await;
+        assert!(line.head().await.starts_with("HTTP/1.1 200"));
+        lines.push(line);
+    }
+    let of_ann = told(peer, "X-Name: ann\r\n", 1, false).await;
+    let of_eve = told(peer, "X-Name: eve\r\n", 1, false).await;
+    let of = |event: &Value| format!("/tasks/{}", event["data"]["task_id"].as_str().unwrap());
+    let first = next_event(&mut lines[0]).await;
+    assert_eq!((of(&first), &first["event_type"]), (of_ann.clone(), &json!("task.completed")));
+    assert_eq!(next_event(&mut lines[1]).await["type"], "gap", "it connects again");
+    assert_eq!(of(&next_event(&mut lines[1]).await), of_eve);
+    let both = [next_event(&mut lines[2]).await, next_event(&mut lines[2]).await].map(|event| of(&event));
+    assert!(both.contains(&of_ann) && both.contains(&of_eve));
+}
+
+#[tokio::test]
+async fn a_contract_streams_its_chunks_and_its_output() {
+    let peer = bound(Server::new("teller").arm::<Tell>(Teller)).await;
+    let envelope = json!({ "contract": "text.tell", "input": { "words": 2 } }).to_string();
+    for (path, body) in [("/tell", r#"{"words":2}"#), ("/execute", &*envelope)] {
+        let mut line = peer.connect().await;
+        let fields = "Accept: text/event-stream, application/json;q=0.9\r\nConnection: close\r\n";
+        line.write(crate::peer::post(path, fields, body)).await;
+        assert!(line.head().await.contains("content-type: text/event-stream"));
+        let text = String::from_utf8(line.closed().await).unwrap();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let events: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
+        let expected = json!([
+            { "type": "progress", "seq": 1, "progress": 10, "phase": "preprocessing", "message": "begins" },
+            { "type": "chunk", "seq": 2, "data": "word 0" },
+            { "type": "chunk", "seq": 3, "data": "word 1" },
+            { "type": "output", "seq": 4, "output": 2, "usage": events[3]["usage"] },
+        ]);
+        assert_eq!(json!(events), expected, "{path}");
+        assert_eq!(events[3]["usage"], "tokens=0;cost_usd=0");
+    }
+    // What fails at first is a problem, and whoever prefers JSON has that.
+    let accept = "Accept: text/event-stream\r\n";
+    peer.post("/tell", accept, "{}").await.is_problem(422, "validation_failed");
+    peer.post("/tell", accept, "{").await.is_problem(400, "bad_request");
+    let json = "Accept: text/event-stream;q=0.5, application/json\r\n";
+    assert_eq!(peer.post("/tell", json, r#"{"words":2}"#).await.json(), 2);
+    peer.post("/tell", "Accept: text/html\r\n", "{}").await.is_problem(406, "not_acceptable");
 }
 
 #[tokio::test]

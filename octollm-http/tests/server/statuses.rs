@@ -98,6 +98,7 @@ impl Orchestrator for Stub {
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
+        self.act().await?;
         self.brain.watch(id, after, cx).await
     }
 
@@ -268,9 +269,11 @@ async fn the_document_lists_the_statuses_that_the_server_sends() {
         stub.set(Behaviour::Works);
     }
 
-    let (peer, stub) = everything(|server| server.max_in_flight(1));
+    let (peer, stub) = everything(|server| server.max_in_flight(1).max_live_streams(1));
     stub.set(Behaviour::Waits);
     let (mut document, mut call) = (peer.connect().await, peer.connect().await);
+    let mut stream = peer.connect().await;
+    stream.write(format!("GET /tasks/{id}/events HTTP/1.1\r\nHost: x\r\n\r\n")).await;
     document.write("GET /arms HTTP/1.1\r\nHost: x\r\n\r\n").await;
     call.write(post("/echo", "", r#"{"text":"a"}"#)).await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;

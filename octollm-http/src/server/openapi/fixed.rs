@@ -93,6 +93,23 @@ pub(crate) fn metrics(scope: Option<&str>) -> Operation {
     (Method::GET, "/metrics", operation)
 }
 
+/// The events of the bus.
+pub(crate) fn events() -> Operation {
+    let summary = "The events of the bus whose channels match a pattern, as they are published.";
+    let mut operation = get("events", summary, Value::Null);
+    fails(&mut operation, OF_PLACES);
+    let pattern = "Channels, such as `events:task:*`. The caller needs the scope of each.";
+    let pattern = json!({
+        "name": "pattern", "in": "query", "required": true, "schema": { "type": "string" }, "description": pattern,
+    });
+    push_parameters(&mut operation, [pattern]);
+    operation["responses"]["200"]["content"] =
+        json!({ "text/event-stream": { "schema": { "type": "object" } } });
+    operation["responses"]["200"]["description"] =
+        "Server-sent events, whose data are events, and gaps between them.".into();
+    (Method::GET, "/events", operation)
+}
+
 /// The page that displays the document.
 pub(crate) fn page() -> Operation {
     (Method::GET, "/docs", text("docs", "A page that displays this document.", "text/html"))

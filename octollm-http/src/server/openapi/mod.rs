@@ -127,6 +127,12 @@ impl Document {
         self.operation(&method, path, operation);
     }
 
+    /// Adds the events of the bus.
+    pub(crate) fn add_events(&mut self) {
+        let (method, path, operation) = fixed::events();
+        self.operation(&method, path, operation);
+    }
+
     /// Adds the page that displays the document.
     pub(crate) fn add_page(&mut self) {
         let (method, path, operation) = fixed::page();

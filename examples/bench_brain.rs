@@ -151,7 +151,7 @@ async fn main() -> Result<(), octollm::Error> {
     bench.drive(concurrency, Duration::from_secs(1)).await?;
     let (cpu, begun) = (cpu_time(), Instant::now());
     let mut times = bench.drive(concurrency, Duration::from_secs(seconds)).await?;
-    let (cpu, seconds) = (cpu_time() - cpu, begun.elapsed().as_secs_f64());
+    let (cpu, seconds) = (cpu_time().saturating_sub(cpu), begun.elapsed().as_secs_f64());
     bench.brain.close().await;
     times.sort_unstable();
     let tasks = times.len() as f64;

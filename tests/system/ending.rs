@@ -183,6 +183,9 @@ impl Load {
             let (instance, mut stream) = self.connect().await;
             loop {
                 let answer = post(&mut stream, body).await;
+                if !matches!(answer, Ok((200, _))) {
+                    println!("lost over HTTP/1.1: {answer:?}");
+                }
                 self.count(instance, matches!(answer, Ok((200, _))));
                 if !self.goes_on() || !matches!(answer, Ok((_, true))) {
                     break;
@@ -214,8 +217,11 @@ impl Load {
             let answer = calls.send_request(request.body(Full::from(body)).unwrap()).await;
             match answer {
                 // It was not sent, since the connection takes no more: another one takes it.
-                Err(error) if error.is_canceled() => return,
-                Err(_) => return self.count(instance, false),
+                Err(error) if error.is_canceled() || is_refused(&error) => return,
+                Err(error) => {
+                    println!("lost over HTTP/2: {error:?}");
+                    return self.count(instance, false);
+                }
                 Ok(answer) => {
                     let is_answered = answer.status() == 200 && answer.into_body().collect().await.is_ok();
                     self.count(instance, is_answered);
@@ -223,6 +229,14 @@ impl Load {
             }
         }
     }
+}
+
+/// Whether GOAWAY has come before the request was sent, or names an earlier one as the last that is answered.
+fn is_refused(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

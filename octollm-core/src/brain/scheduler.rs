@@ -168,9 +168,13 @@ fn begin(
     let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
         Some(cancellation) => {
-            let span = meters::span(&record);
-            let started = run::Started { record, time_left, run, log, cancellation, caller };
-            tokio::spawn(run::run(inner.clone(), started).instrument(span));
+            let (inner, started) =
+                (inner.clone(), run::Started { record, time_left, run, log, cancellation, caller });
+            tokio::spawn(async move {
+                // Not within the span of a submitter, which would be its parent twice.
+                let span = meters::span(&started.record);
+                run::run(inner, started).instrument(span).await;
+            });
             None
         }
         None => Some(record),

@@ -190,7 +190,7 @@ impl Bench {
         if source == Source::Paced {
             let mut pace = tokio::time::interval(PACE);
             for number in 0..self.messages {
-                if number % EVENTS_OF_A_PACE == 0 {
+                if number.is_multiple_of(EVENTS_OF_A_PACE) {
                     pace.tick().await;
                 }
                 published.now(number);

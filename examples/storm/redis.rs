@@ -236,7 +236,7 @@ async fn consume(
             if !counts.handled().insert(of, number) {
                 counts.doubled.fetch_add(1, Ordering::Relaxed);
             }
-            if counts.deliveries.fetch_add(1, Ordering::Relaxed) % FORGOTTEN != 0 {
+            if !counts.deliveries.fetch_add(1, Ordering::Relaxed).is_multiple_of(FORGOTTEN) {
                 // Where the server is away, the event is delivered again.
                 let _ = delivery.ack().await;
             }

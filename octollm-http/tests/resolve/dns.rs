@@ -126,8 +126,9 @@ async fn neither_a_long_nor_a_short_time_to_live_exceeds_the_limits() {
     let long = server.questions().len();
     assert!(is_silent(&mut resolver, &server).await);
     let questions = server.questions();
-    assert!(gaps(&questions[..long], RecordType::A).iter().all(|gap| *gap >= Duration::from_millis(90)));
-    assert!(gaps(&questions[long..], RecordType::A).iter().all(|gap| *gap >= LEAST));
+    // On a busy machine one question arrives late, and the next one in time.
+    assert!(gaps(&questions[..long], RecordType::A).iter().all(|gap| *gap >= 3 * LEAST));
+    assert!(gaps(&questions[long..], RecordType::A).iter().all(|gap| *gap >= LEAST / 2));
 }
 
 #[tokio::test]

@@ -103,11 +103,20 @@ pub(crate) fn events() -> Operation {
         "name": "pattern", "in": "query", "required": true, "schema": { "type": "string" }, "description": pattern,
     });
     push_parameters(&mut operation, [pattern]);
-    operation["responses"]["200"]["content"] =
-        json!({ "text/event-stream": { "schema": { "type": "object" } } });
+    operation["responses"]["200"]["content"] = events_of(json!({ "type": "object" }));
     operation["responses"]["200"]["description"] =
         "Server-sent events, whose data are events, and gaps between them.".into();
     (Method::GET, "/events", operation)
+}
+
+/// The content of an answer of server-sent events. The schema is that of one event, as the item schema of OpenAPI 3.2 is.
+pub(crate) fn events_of(data: Value) -> Value {
+    let data = json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": data });
+    let text = json!({ "type": "string" });
+    let event = json!({
+        "type": "object", "properties": { "id": text, "event": text, "data": data }, "required": ["data"],
+    });
+    json!({ "text/event-stream": { "schema": event } })
 }
 
 /// The page that displays the document.
@@ -179,8 +188,8 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     let updates = "The updates of a task after a number, as they come: its progress, chunks and statuses.";
     let mut updates = of_task("taskEvents", updates, "TaskUpdate");
     push_parameters(&mut updates, updates_parameters());
-    let schema = updates["responses"]["200"]["content"]["application/json"].take();
-    updates["responses"]["200"]["content"] = json!({ "text/event-stream": schema });
+    let update = updates["responses"]["200"]["content"]["application/json"]["schema"].take();
+    updates["responses"]["200"]["content"] = events_of(update);
     updates["responses"]["200"]["description"] = EVENT_STREAM.into();
     let cards = [(Method::GET, "/capabilities", cards), (Method::GET, "/arms", arms)];
     let mut operations = vec![

@@ -248,7 +248,7 @@ impl Document {
             fixed::honour_keys(&mut operation);
         }
         let streamed = &mut operation["responses"]["200"]["content"];
-        streamed["text/event-stream"] = json!({ "schema": { "type": "string" } });
+        streamed["text/event-stream"] = fixed::events_of(json!({}))["text/event-stream"].take();
         describe(&mut operation, contract, cached);
         operation["operationId"] = base.into();
         self.operation(&Method::POST, &contract.path, operation);

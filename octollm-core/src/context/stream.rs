@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::StreamExt;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::CallFuture;
@@ -109,7 +109,7 @@ impl<C: TaskContract> CallStream<C> {
         let arrived = self.arrived;
         self.result.unwrap_or_else(lost).map_err(|error| match arrived {
             0 => error,
-            chunks => error.with_detail("chunks", json!(chunks)),
+            chunks => error.map_failure(|failure| failure.add_detail("chunks", json!(chunks))),
         })
     }
 
@@ -177,20 +177,5 @@ impl UpdateSink for ChunkSink {
     async fn chunk(&self, chunk: Value) {
         // The reader of a call that runs is there.
         let _ = self.0.send(chunk).await;
-    }
-}
-
-impl CallError {
-    /// Adds a member to the details of the failure.
-    fn with_detail(self, name: &str, value: Value) -> Self {
-        self.map_failure(|failure| {
-            let mut details = match failure.details.take() {
-                Some(Value::Object(details)) => details,
-                Some(other) => Map::from_iter([("details".to_owned(), other)]),
-                None => Map::new(),
-            };
-            details.insert(name.to_owned(), value);
-            failure.details = Some(Value::Object(details));
-        })
     }
 }

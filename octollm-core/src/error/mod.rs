@@ -80,6 +80,17 @@ impl Failure {
         self
     }
 
+    /// Adds a member to the details. Details that are no object become its member `details`.
+    pub fn add_detail(&mut self, name: &str, value: serde_json::Value) {
+        let mut details = match self.details.take() {
+            Some(serde_json::Value::Object(details)) => details,
+            Some(other) => serde_json::Map::from_iter([("details".to_owned(), other)]),
+            None => serde_json::Map::new(),
+        };
+        details.insert(name.to_owned(), value);
+        self.details = Some(serde_json::Value::Object(details));
+    }
+
     /// An input that breaks its contract.
     pub fn invalid(violations: Vec<Violation>) -> Self {
         let message = violations.iter().map(Violation::to_string).collect::<Vec<_>>().join("; ");

@@ -21,7 +21,6 @@ use octollm_core::{
     error::{ConfigError, ErrorKind, Failure},
 };
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
@@ -403,17 +402,6 @@ pub(super) fn never_nothing(_: &[u8]) -> Result<(), serde_json::Error> {
 /// The failure for an output that the caller cannot decode.
 pub(super) fn unreadable(error: &serde_json::Error) -> Failure {
     Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
-}
-
-/// Adds a member to the details of a failure. Details that are no object become its member `details`.
-pub(super) fn add_detail(failure: &mut Failure, name: &str, value: Value) {
-    let mut details = match failure.details.take() {
-        Some(Value::Object(details)) => details,
-        Some(other) => Map::from_iter([("details".to_owned(), other)]),
-        None => Map::new(),
-    };
-    details.insert(name.to_owned(), value);
-    failure.details = Some(Value::Object(details));
 }
 
 fn output(

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::{
     base_url::is_path,
     choice::{Rank, choose},
-    exchange::{Target, add_detail},
+    exchange::Target,
     metrics::CallMeter,
     site::Site,
 };
@@ -201,7 +201,7 @@ impl Drift {
             return;
         }
         failure.message.push_str("; the schemas of caller and arm differ");
-        add_detail(failure, "schemas", serde_json::json!({ "caller": self.ours, "arm": self.theirs }));
+        failure.add_detail("schemas", serde_json::json!({ "caller": self.ours, "arm": self.theirs }));
     }
 }
 

@@ -12,10 +12,7 @@ use octollm_core::{
     task::{Submission, Task},
 };
 
-use super::{
-    exchange::add_detail,
-    orchestrator_client::{OrchestratorClient, updates},
-};
+use super::orchestrator_client::{OrchestratorClient, updates};
 
 impl OrchestratorClient {
     /// Submits a task, waits until it has finished, and returns its output. There is no time limit.
@@ -181,7 +178,7 @@ impl<C: TaskContract> TaskHandle<C> {
     fn of_accepted(&self, mut failure: Failure) -> Failure {
         failure.may_have_executed = true;
         if self.answered.is_none() {
-            add_detail(&mut failure, "task_id", self.id.as_str().into());
+            failure.add_detail("task_id", self.id.as_str().into());
         }
         failure
     }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     client::{
-        exchange::{Received, Target, add_detail, is_coded, read, whole},
+        exchange::{Received, Target, is_coded, read, whole},
         foreign,
         metrics::{CallMeter, SendSpan},
         pool::{ExchangeError, ExchangeLimits, Upload},
@@ -343,7 +343,7 @@ async fn either(cancelled: Option<Cancelled>) {
 
 /// The failure that an answer is.
 fn answered(mut failure: Failure, status: StatusCode) -> Failed {
-    add_detail(&mut failure, "status", Value::from(status.as_u16()));
+    failure.add_detail("status", Value::from(status.as_u16()));
     Failed { error: failure.into(), answered: true, works: status.as_u16() < 500 }
 }
 

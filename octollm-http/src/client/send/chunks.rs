@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::{
     client::{
-        exchange::{CODED, Exchanger, Received, Target, add_detail, is_coded, whole},
+        exchange::{CODED, Exchanger, Received, Target, is_coded, whole},
         pool::{ExchangeError, ExchangeLimits},
         sse::{EVENTS, EventReader, ServerEvent, is_events},
     },
@@ -69,7 +69,7 @@ pub(super) async fn send(
 pub(super) fn after(chunks: u64, mut failure: Failure) -> Failure {
     if chunks > 0 {
         (failure.retryable, failure.retry_after, failure.may_have_executed) = (false, None, true);
-        add_detail(&mut failure, "chunks", Value::from(chunks));
+        failure.add_detail("chunks", Value::from(chunks));
     }
     failure
 }

@@ -1,10 +1,6 @@
 //! Calls with an idempotency key, which run once.
 
-use std::{
-    future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
-    time::Duration,
-};
+use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
@@ -17,8 +13,7 @@ use crate::{
     contract::{ContractCard, Keys},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
-    idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun},
-    panics::discard,
+    idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun, Started},
 };
 
 /// Time limit of an operation of a store.
@@ -55,15 +50,15 @@ impl Served {
         // The arm is dropped at its deadline, so that the lease needs no renewal.
         let deadline = narrower(cx.deadline(), Some(Deadline::after(limit)));
         let lease = deadline.map_or(limit, Deadline::remaining).saturating_add(BEYOND_DEADLINE);
-        let mut started = Started { store, run: &run, state: State::Begins };
+        let mut started = Started::new(store, &run);
         let begun = within(Deadline::run_until(deadline, store.begin(&run, lease, must_exist))).await?;
         match begun
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
             .map_err(Failure::before_execution)?
         {
-            Begun::Run => started.state = State::Runs,
+            Begun::Run => started.runs(),
             other => {
-                started.state = State::Ended;
+                started.ended();
                 return answered(other, cx);
             }
         }
@@ -85,7 +80,7 @@ impl Served {
             }
         };
         match recorded.and_then(|recorded| recorded) {
-            Ok(()) => started.state = State::Ended,
+            Ok(()) => started.ended(),
             // The caller gets the answer all the same. A repeated call is answered that the outcome is unknown.
             Err(error) => {
                 tracing::warn!(contract = %self.contract, %error, "the answer of a call with a key is not recorded")
@@ -137,33 +132,4 @@ pub(super) fn outcome_unknown() -> Failure {
 async fn within<T>(operation: impl Future<Output = T>) -> Result<T, Failure> {
     let late = |_| Failure::new(ErrorKind::Unavailable, "the store of idempotency keys did not answer");
     timeout(STORE_LIMIT, operation).await.map_err(late)
-}
-
-/// A run that is withdrawn or abandoned where it is dropped before its end is recorded.
-struct Started<'a> {
-    store: &'a dyn IdempotencyStore,
-    run: &'a KeyedRun,
-    state: State,
-}
-
-enum State {
-    /// The store has not answered: the arm does nothing yet.
-    Begins,
-    Runs,
-    Ended,
-}
-
-impl Drop for Started<'_> {
-    fn drop(&mut self) {
-        let end = || match self.state {
-            State::Begins => self.store.withdraw(self.run),
-            State::Runs => self.store.abandon(self.run),
-            State::Ended => {}
-        };
-        // The arm may have panicked, on its way out.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(end)) {
-            discard(panic);
-            tracing::error!("the store of idempotency keys panicked");
-        }
-    }
 }

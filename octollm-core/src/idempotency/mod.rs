@@ -4,6 +4,7 @@
 //! before it returns that. A repeated call gets the recorded answer. Contracts that are idempotent ignore keys.
 
 mod memory;
+mod started;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 pub use self::memory::MemoryIdempotencyStore;
+pub(crate) use self::started::Started;
 use crate::{
     budget::Usage,
     contract::{ContractRef, Keys, hex},

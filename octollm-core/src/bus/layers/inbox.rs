@@ -14,7 +14,7 @@ use crate::budget::Usage;
 use crate::clock;
 use crate::contract::hex;
 use crate::event::Event;
-use crate::idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun};
+use crate::idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun, Started};
 
 /// Has an event with the same source and id handled once, by the records of a store. An event that was handled before is acknowledged. One
 /// that is being handled is retried.
@@ -48,14 +48,13 @@ impl InboxLayer {
     {
         let run = self.record(&received.event);
         let away = |_| Nack::retry().with_reason("the inbox is not available");
-        match self.store.begin(&run, self.max_run, false).await.map_err(away)? {
-            Begun::Run => {}
-            Begun::Answered(_) => return Ok(()),
-            Begun::Running => return Err(Nack::retry().with_reason("it is being handled elsewhere")),
-            Begun::Full => return Err(Nack::retry().with_reason("the inbox is full")),
-            _ => return Err(Nack::dead_letter("outcome_unknown: an earlier attempt was interrupted")),
+        let mut started = Started::new(&*self.store, &run);
+        let begun = self.store.begin(&run, self.max_run, false).await.map_err(away)?;
+        if !matches!(begun, Begun::Run) {
+            started.ended();
+            return not_begun(&begun);
         }
-        let mut interrupted = Interrupted { store: &*self.store, run: Some(&run) };
+        started.runs();
         let (began, clock) = (clock::now(), Instant::now());
         let result = handle(received).await;
         let recorded = match &result {
@@ -68,7 +67,7 @@ impl InboxLayer {
         if let Err(error) = recorded {
             tracing::warn!(inbox = &*self.name, %error, "the inbox has no record of an event that was handled");
         } else {
-            interrupted.run = None;
+            started.ended();
         }
         result
     }
@@ -83,17 +82,13 @@ impl InboxLayer {
     }
 }
 
-/// A run that is abandoned if it is dropped before its end is recorded.
-struct Interrupted<'a> {
-    store: &'a dyn IdempotencyStore,
-    run: Option<&'a KeyedRun>,
-}
-
-impl Drop for Interrupted<'_> {
-    fn drop(&mut self) {
-        if let Some(run) = self.run {
-            self.store.abandon(run);
-        }
+/// What becomes of an event whose handler does not run.
+fn not_begun(begun: &Begun) -> Result<(), Nack> {
+    match begun {
+        Begun::Answered(_) => Ok(()),
+        Begun::Running => Err(Nack::retry().with_reason("it is being handled elsewhere")),
+        Begun::Full => Err(Nack::retry().with_reason("the inbox is full")),
+        _ => Err(Nack::dead_letter("outcome_unknown: an earlier attempt was interrupted")),
     }
 }
 

@@ -3,15 +3,14 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     invalid,
     job::{self, Cancelled, action},
+    replies::subscribed_again,
 };
 use crate::{
     bus::{BusError, DurableBus, Overflow, Signal},
@@ -120,13 +119,7 @@ pub(super) async fn follow(
                 }
             }
             tracing::warn!(reason = ?events.ended(), "a worker receives no cancellations at the moment");
-            loop {
-                sleep(Duration::from_secs(1)).await;
-                if let Ok(again) = bus.subscribe(pattern.clone(), overflow).await {
-                    events = again;
-                    break;
-                }
-            }
+            events = subscribed_again(&*bus, &pattern, overflow).await;
         }
     })
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Replies that wait to be read, over all jobs of a process.
-const REPLIES: usize = 1024;
+const OVERFLOW: Overflow = Overflow::DropOldest(1024);
 /// Updates of one job that its caller has not read.
 const UPDATES: usize = 256;
 
@@ -131,7 +131,7 @@ impl Drop for Waiter {
 }
 
 pub(super) async fn subscribe(bus: &dyn DurableBus, pattern: &Pattern) -> Result<Subscription, BusError> {
-    bus.subscribe(pattern.clone(), Overflow::DropOldest(REPLIES)).await
+    bus.subscribe(pattern.clone(), OVERFLOW).await
 }
 
 /// Hands replies to those that wait, for ever.
@@ -149,13 +149,21 @@ pub(super) async fn listen(
             }
         }
         tracing::warn!(reason = ?replies.ended(), "no replies to jobs are received at the moment");
-        loop {
-            sleep(Duration::from_secs(1)).await;
-            if let Ok(again) = subscribe(&*bus, &pattern).await {
-                replies = again;
-                break;
-            }
-        }
+        replies = subscribed_again(&*bus, &pattern, OVERFLOW).await;
         waiting.lost();
+    }
+}
+
+/// Subscribes again, once a second until the bus does.
+pub(super) async fn subscribed_again(
+    bus: &dyn DurableBus,
+    pattern: &Pattern,
+    overflow: Overflow,
+) -> Subscription {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if let Ok(again) = bus.subscribe(pattern.clone(), overflow).await {
+            return again;
+        }
     }
 }

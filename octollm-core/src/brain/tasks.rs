@@ -232,36 +232,19 @@ impl Brain {
         let change = SideEffects::of_change(&record, self.0.source());
         let effects = SideEffects { updates: Vec::new(), delay, ..change };
         let place = self.place(&record, delay);
-        let stored = if place.is_some() {
-            let task = record.task().clone();
-            // The run begins also where the submitter is gone.
-            let created = scheduler::create(self.0.clone(), record, effects, place);
-            let mut created = Box::pin(created.in_current_span());
-            let stored = match poll_fn(|cx| Poll::Ready(created.as_mut().poll(cx))).await {
-                Poll::Ready(stored) => stored,
-                Poll::Pending => {
-                    let created = tokio::spawn(created);
-                    created.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.into())))
-                }
-            };
-            match stored {
-                Ok(stored) if *stored.id() == id => Ok((task, true)),
-                Ok(existing) => Ok((self.live(&existing), false)),
-                Err(error) => Err(error),
-            }
-        } else {
-            let stored = scheduler::create(self.0.clone(), record, effects, None).await;
-            stored.map(|stored| match *stored.id() == id {
-                true => (stored.task().clone(), true),
-                false => (self.live(&stored), false),
-            })
+        // Its submitter sees a task as queued also where it starts at once.
+        let queued = place.is_some().then(|| record.task().clone());
+        let created = scheduler::create(self.0.clone(), record, effects, place);
+        let created = match &queued {
+            Some(_) => begun(created).await,
+            None => created.await,
         };
-        match stored {
-            Ok((task, true)) => {
+        match created {
+            Ok(stored) if *stored.id() == id => {
                 self.0.meters.submitted.count();
-                Ok(task)
+                Ok(queued.unwrap_or_else(|| stored.task().clone()))
             }
-            Ok((existing, false)) => Ok(Task { existing: true, ..existing }),
+            Ok(existing) => Ok(Task { existing: true, ..self.live(&existing) }),
             Err(error @ StoreError::Unavailable(_)) => Err(uncertain(error)),
             Err(error) => Err(error.into()),
         }
@@ -282,6 +265,20 @@ impl Brain {
             task.progress = log.progress();
         }
         task
+    }
+}
+
+/// Creates a task that may start at once. The run begins also where the submitter is gone.
+async fn begun(
+    created: impl Future<Output = Result<Arc<TaskRecord>, StoreError>> + Send + 'static,
+) -> Result<Arc<TaskRecord>, StoreError> {
+    let mut created = Box::pin(created.in_current_span());
+    match poll_fn(|cx| Poll::Ready(created.as_mut().poll(cx))).await {
+        Poll::Ready(created) => created,
+        Poll::Pending => {
+            let created = tokio::spawn(created).await;
+            created.unwrap_or_else(|error| Err(StoreError::Unavailable(error.into())))
+        }
     }
 }
 

@@ -55,9 +55,7 @@ impl Process {
 
     pub(crate) fn figures(&self) -> Figures {
         let folder = format!("/proc/{}", self.child.id());
-        let status = fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
-        let value = |line: &str| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok();
-        let kib: u64 = status.lines().find_map(value).unwrap_or_default();
+        let kib = resident_kib(&folder).unwrap_or_default();
         let links = fs::read_dir(format!("{folder}/fd")).into_iter().flatten().flatten();
         let is_socket = |entry: &fs::DirEntry| {
             fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
@@ -89,4 +87,11 @@ impl Figures {
     pub(crate) fn resident_mib(&self) -> f64 {
         self.resident as f64 / f64::from(1 << 20)
     }
+}
+
+/// Resident memory of a process, by its folder in `/proc`.
+pub(crate) fn resident_kib(folder: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("{folder}/status")).ok()?;
+    let value = |line: &str| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok();
+    status.lines().find_map(value)
 }

@@ -6,7 +6,6 @@ mod server;
 
 use std::{
     collections::BTreeSet,
-    fs,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,7 +25,7 @@ use tokio::{
 };
 
 use self::server::Redis;
-use crate::Result;
+use crate::{Result, process};
 
 const PUBLISHERS: usize = 4;
 const CONSUMERS: usize = 4;
@@ -293,7 +292,5 @@ fn growth(resident: &[u64]) -> f64 {
 
 /// Resident memory of this process.
 fn resident_kib() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    Ok(process::resident_kib("/proc/self").ok_or("the memory of this process is not known")?)
 }

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use crate::peer::{Answer, Check, Peer, arms, check, network, until, unused_host, usual};
 
-/// Says so many words.
+/// Sends so many chunks.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "text.tell", output = Told, chunk = Word, idempotent)]
 struct Tell {

@@ -27,7 +27,7 @@ use crate::{
     places::caller,
 };
 
-/// Says so many words, and then waits where it is told to.
+/// Sends so many chunks, and then waits where the input says so.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "text.tell", output = usize, chunk = String, idempotent, timeout = "3600s")]
 pub(crate) struct Tell {

@@ -133,8 +133,9 @@ impl Octo {
             Some(Ok(task)) => shown.end(&task),
             Some(Err(failure)) => {
                 shown.pause();
-                let watch = format!("to follow the task: {}", watch_again(id, seen));
-                Err(Exit::from(failure).task(id).hint(watch))
+                let exit = Exit::from(&failure).task(id);
+                let watch = || format!("to follow the task: {}", watch_again(id, seen));
+                Err(if failure.retryable { exit.hint(watch()) } else { exit })
             }
             None if cancels => {
                 shown.pause();

@@ -10,6 +10,8 @@ mod ending;
 mod examples;
 mod hops;
 mod logged;
+#[cfg(unix)]
+mod octo;
 #[cfg(all(feature = "sql", unix))]
 #[path = "../../octollm-events/tests/support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use crate::{
     args::{Args, Command, Common},
     exit::{Code, Exit},
-    print::Printer,
+    print::{Printer, plain},
 };
 
 /// What the commands share.
@@ -66,7 +66,7 @@ fn refused(error: &clap::Error) -> ExitCode {
         let message = text.trim().trim_start_matches("error: ").replace('\n', " ");
         Printer::new(true, false).problem(&Exit::usage(message));
     } else {
-        Printer::new(false, false).err(&text);
+        Printer::new(false, false).err(&plain(&text));
     }
     Code::Usage.into()
 }

@@ -67,15 +67,15 @@ impl Fleet {
 
     /// Kills a part and starts it again each second or so, until the work ends.
     pub(crate) async fn with_chaos<T>(
-        mut self,
+        &mut self,
         seed: u64,
         work: &mut Pin<&mut impl Future<Output = T>>,
-    ) -> Result<(Self, T)> {
+    ) -> Result<T> {
         let mut random = Random(seed);
         loop {
             let wait = Duration::from_millis(300 + random.below(900));
             tokio::select! {
-                done = &mut *work => return Ok((self, done)),
+                done = &mut *work => return Ok(done),
                 () = sleep(wait) => {}
             }
             let at = random.below(PARTS.len() as u64) as usize;
@@ -95,7 +95,7 @@ impl Fleet {
                 back = &mut killed => back?,
                 done = &mut *work => {
                     killed.await?;
-                    return Ok((self, done));
+                    return Ok(done);
                 }
             }
         }

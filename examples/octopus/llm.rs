@@ -44,12 +44,13 @@ pub(crate) enum ModelError {
 /// Bytes of the longest story.
 const MAX_STORY: usize = 64 << 10;
 
-impl From<ModelError> for ArmError {
-    fn from(error: ModelError) -> Self {
-        match error {
-            ModelError::Call(error) => error.into(),
-            ModelError::Budget(failure) => failure.into(),
-            error => Self::new(ErrorKind::UpstreamFailed, error.to_string()),
+impl ModelError {
+    /// The error of the arm, whose caller reads what is wrong.
+    pub(crate) fn into_arm_error(self) -> ArmError {
+        match self {
+            Self::Call(error) => error.into(),
+            Self::Budget(failure) => failure.into(),
+            error => ArmError::new(ErrorKind::UpstreamFailed, error.to_string()),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Load {
         };
         let how = match &outcome.end {
             Ok(task) => match &task.error {
-                Some(error) => format!("{}: {error}", task.status),
+                Some(error) => format!("{}: {}", task.status, error.message),
                 None => task.status.to_string(),
             },
             Err(failure) => failure.kind.to_string(),

@@ -109,20 +109,17 @@ async fn run(options: Options) -> Result<Summary> {
         model: options.model.clone(),
         ..Setting::default()
     };
-    let fleet = Fleet::start(setting).await?;
+    let mut fleet = Fleet::start(setting).await?;
     fleet.print();
     let load = Load::new(fleet.url("reflex"), options.tasks, stop.clone())?;
     let seed = options.seed.unwrap_or_else(|| std::process::id().into());
     if options.chaos {
         println!("chaos with --seed {seed}");
     }
-    let (fleet, outcomes) = {
-        let loading = load.run(options.at_once.into());
-        let mut loading = std::pin::pin!(loading);
-        match options.chaos {
-            false => (fleet, loading.await),
-            true => fleet.with_chaos(seed, &mut loading).await?,
-        }
+    let mut loading = std::pin::pin!(load.run(options.at_once.into()));
+    let outcomes = match options.chaos {
+        false => loading.await,
+        true => fleet.with_chaos(seed, &mut loading).await?,
     };
     let summary = Summary::check(&load, outcomes, &ledger, fleet.kills()).await?;
     fleet.end().await;

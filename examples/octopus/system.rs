@@ -9,7 +9,7 @@ use octollm::{
 };
 use serde_json::json;
 
-use crate::llm::Model;
+use crate::llm::{Model, ModelError};
 
 /// Writes a story, word by word.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -46,7 +46,7 @@ pub(crate) struct Writer(pub(crate) Option<Model>);
 impl Arm<WriteStory> for Writer {
     async fn execute(&self, input: WriteStory, cx: &Context) -> Result<String, ArmError> {
         if let Some(model) = &self.0 {
-            return Ok(model.write(&input.about, cx).await?);
+            return model.write(&input.about, cx).await.map_err(ModelError::into_arm_error);
         }
         let mut story = String::new();
         for word in tale(&input.about).split_inclusive(' ') {

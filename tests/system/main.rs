@@ -12,6 +12,8 @@ mod hops;
 mod logged;
 #[cfg(unix)]
 mod octo;
+#[cfg(all(feature = "sql", feature = "redis", unix))]
+mod octopus;
 #[cfg(all(feature = "sql", unix))]
 #[path = "../../octollm-events/tests/support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]

@@ -1,6 +1,6 @@
 //! The command line, as a user runs it.
 
-mod world;
+pub(crate) mod world;
 mod terminal;
 
 use nix::{

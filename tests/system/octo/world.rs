@@ -21,7 +21,7 @@ use crate::examples::example;
 /// Tells a story about something, word by word.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "story.tell", output = String, chunk = String)]
-pub(super) struct Tell {
+pub(crate) struct Tell {
     about: String,
 }
 
@@ -73,16 +73,16 @@ impl Arm<TaskRequest> for Goal {
 }
 
 /// The servers. They end with the test.
-pub(super) struct World {
-    pub(super) url: String,
-    pub(super) arm: String,
+pub(crate) struct World {
+    pub(crate) url: String,
+    pub(crate) arm: String,
     teller: Teller,
     store: Arc<MemoryStore>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl World {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let teller = Teller::default();
         let arm = Server::new("teller").arm(teller.clone()).bind("127.0.0.1:0").await.unwrap();
         let mut world =
@@ -107,35 +107,35 @@ impl World {
     }
 
     /// Ends the server of the brain, which hands its tasks back.
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         let (stop, running) = self.server.take().unwrap();
         drop(stop);
         running.await.unwrap();
     }
 
     /// Starts it at the same address.
-    pub(super) async fn start_again(&mut self) {
+    pub(crate) async fn start_again(&mut self) {
         let address = self.url.trim_start_matches("http://").to_owned();
         self.serve(&address).await;
     }
 
     /// Lets one story about a gate end.
-    pub(super) fn open_gate(&self) {
+    pub(crate) fn open_gate(&self) {
         self.teller.0.ends.add_permits(1);
     }
 
-    pub(super) fn octo(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn octo(&self, arguments: &[&str]) -> Command {
         octo_at(&self.url, arguments)
     }
 
     /// Runs it to its end.
-    pub(super) async fn run(&self, arguments: &[&str]) -> Ran {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
         ran(self.octo(arguments)).await
     }
 }
 
 /// The program, with nothing of the environment of the tests.
-pub(super) fn octo_at(url: &str, arguments: &[&str]) -> Command {
+pub(crate) fn octo_at(url: &str, arguments: &[&str]) -> Command {
     let mut command = Command::from(example("octo"));
     command.args(arguments).env("OCTOLLM_URL", url).env_remove("OCTOLLM_TOKEN").env_remove("NO_COLOR");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -144,10 +144,10 @@ pub(super) fn octo_at(url: &str, arguments: &[&str]) -> Command {
 
 /// The end of the program.
 #[derive(Debug)]
-pub(super) struct Ran {
-    pub(super) code: Option<i32>,
-    pub(super) out: String,
-    pub(super) err: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl From<Output> for Ran {
@@ -159,13 +159,13 @@ impl From<Output> for Ran {
 
 impl Ran {
     /// The output, one object a line.
-    pub(super) fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let read = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self:?}"));
         self.out.lines().map(read).collect()
     }
 
     /// The problem on the standard error.
-    pub(super) fn problem(&self) -> Value {
+    pub(crate) fn problem(&self) -> Value {
         serde_json::from_str(&self.err).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
@@ -173,16 +173,16 @@ impl Ran {
 /// Longer than any program takes, so that a test ends that would wait for ever.
 const LONG: Duration = Duration::from_secs(60);
 
-pub(super) async fn ran(mut command: Command) -> Ran {
+pub(crate) async fn ran(mut command: Command) -> Ran {
     timeout(LONG, command.output()).await.expect("it ends").expect("it runs").into()
 }
 
-pub(super) async fn ended(child: Child) -> Ran {
+pub(crate) async fn ended(child: Child) -> Ran {
     timeout(LONG, child.wait_with_output()).await.expect("it ends").expect("it runs").into()
 }
 
 /// Reads until this text has arrived.
-pub(super) async fn read_until(from: &mut (impl AsyncRead + Unpin), text: &str) -> String {
+pub(crate) async fn read_until(from: &mut (impl AsyncRead + Unpin), text: &str) -> String {
     let mut read = String::new();
     let reading = async {
         while !read.contains(text) {
@@ -195,7 +195,7 @@ pub(super) async fn read_until(from: &mut (impl AsyncRead + Unpin), text: &str) 
 }
 
 /// The id of the task in a text.
-pub(super) fn task_in(text: &str) -> String {
+pub(crate) fn task_in(text: &str) -> String {
     static ID: LazyLock<regex::Regex> = LazyLock::new(|| regex::Regex::new("task_[a-zA-Z0-9]{16}").unwrap());
     ID.find(text).unwrap_or_else(|| panic!("no id in {text:?}")).as_str().to_owned()
 }

@@ -43,7 +43,13 @@ standard error: {\"code\", \"message\", \"exit\", \"retryable\", ..}.";
 #[derive(clap::Args)]
 pub(crate) struct Common {
     /// URL of the orchestrator or of the reflex before it; for `arms` and `call` also of an arm
-    #[arg(long, global = true, env = "OCTOLLM_URL", hide_env = true, default_value = "http://127.0.0.1:8000")]
+    #[arg(
+        long,
+        global = true,
+        env = "OCTOLLM_URL",
+        hide_env = true,
+        default_value = "http://127.0.0.1:8000"
+    )]
     pub(crate) url: String,
     /// Token for the server at the URL. Other users of this machine can read it in the list of processes
     #[arg(long, global = true, conflicts_with = "token_file")]

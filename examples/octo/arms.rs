@@ -63,7 +63,8 @@ impl Octo {
 
     async fn known(&self) -> Result<Known, Exit> {
         let answer: Value = self.rest()?.get("capabilities").send().await?;
-        Known::read(answer).ok_or_else(|| Exit::unreadable("the answer is no card of an arm, and no list of them"))
+        Known::read(answer)
+            .ok_or_else(|| Exit::unreadable("the answer is no card of an arm, and no list of them"))
     }
 
     pub(crate) async fn arms(&self) -> Result<(), Exit> {
@@ -78,7 +79,8 @@ impl Octo {
             }
             let status = json!(card.status).as_str().unwrap_or_default().to_owned();
             let color = if status == "healthy" { "32" } else { "31" };
-            let (id, status) = (line(&card.arm_id), self.print.colored(&format!("{:<11}", line(&status)), color));
+            let (id, status) =
+                (line(&card.arm_id), self.print.colored(&format!("{:<11}", line(&status)), color));
             let endpoint = line(card.endpoint.as_deref().unwrap_or("-"));
             let contracts: Vec<_> = card.capabilities.iter().map(|name| line(name)).collect();
             self.print.out(&format!("{id:<16} {status} {endpoint:<28} {}\n", contracts.join(" ")));
@@ -113,7 +115,8 @@ impl Octo {
         within: Option<u32>,
     ) -> Result<(), Exit> {
         let (arms, spec) = self.arms_serving(known, contract)?;
-        let spec = within.map_or(spec.clone(), |seconds| spec.with_timeout(Duration::from_secs(seconds.into())));
+        let spec =
+            within.map_or(spec.clone(), |seconds| spec.with_timeout(Duration::from_secs(seconds.into())));
         let (sender, mut updates) = mpsc::channel(1);
         let mut shown = Shown::new(&self.print);
         let call = arms.call_json(contract, input).spec(spec).updates(Arc::new(Sink(sender)));
@@ -129,7 +132,9 @@ impl Octo {
             self.shown(&mut shown, update);
         }
         match output {
-            Ok(output) if self.print.is_json => self.print.json(&json!({ "type": "output", "output": output })),
+            Ok(output) if self.print.is_json => {
+                self.print.json(&json!({ "type": "output", "output": output }))
+            }
             Ok(output) => shown.output(&output),
             Err(error) => {
                 shown.pause();
@@ -158,8 +163,7 @@ impl Octo {
         let offer = |card: &ArmCard| {
             card.contracts.iter().find(|offered| offered.reference().as_ref() == Some(contract)).cloned()
         };
-        let offering: Vec<_> =
-            known.cards().iter().filter_map(|card| Some((card, offer(card)?))).collect();
+        let offering: Vec<_> = known.cards().iter().filter_map(|card| Some((card, offer(card)?))).collect();
         let Some((first, offered)) = offering.first() else {
             let names: Vec<_> = known.cards().iter().flat_map(|card| card.capabilities.clone()).collect();
             let words = format!("{contract} is not offered; offered are: {}", names.join(", "));

@@ -85,7 +85,9 @@ async fn run(args: Args, print: Printer) -> Result<(), Exit> {
     let octo = Octo { client: client.build()?, cx: Context::detached(), common, print, interrupt };
     match command {
         Command::Submit(submit) => octo.submit(submit).await,
-        Command::Watch { id, after, cancel_on_interrupt } => octo.watch(&id, after, cancel_on_interrupt).await,
+        Command::Watch { id, after, cancel_on_interrupt } => {
+            octo.watch(&id, after, cancel_on_interrupt).await
+        }
         Command::List(list) => octo.list(list).await,
         Command::Cancel { id } => octo.cancel(&id).await,
         Command::Rerun { id, from, detach } => octo.rerun(&id, from.as_deref(), detach).await,

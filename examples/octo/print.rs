@@ -142,5 +142,6 @@ fn escaped(text: &str, escape: impl Fn(char) -> Option<String>) -> String {
 
 /// What a terminal acts on, and what changes the order of the characters around it.
 fn is_control(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

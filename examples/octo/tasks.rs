@@ -319,7 +319,8 @@ impl<'a> Shown<'a> {
     pub(crate) fn output(&mut self, output: &Value) {
         self.pause();
         let words = |text: &str| text.split_whitespace().collect::<String>();
-        let is_shown = output.as_str().is_some_and(|text| !text.is_empty() && words(text) == words(&self.text));
+        let is_shown =
+            output.as_str().is_some_and(|text| !text.is_empty() && words(text) == words(&self.text));
         if !is_shown {
             self.print.output(output);
         }

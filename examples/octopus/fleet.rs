@@ -21,8 +21,17 @@ use crate::{
 };
 
 /// The parts, in the order in which they start.
-const PARTS: [&str; 9] =
-    ["writer-1", "writer-2", "critic-1", "critic-2", "publisher-1", "publisher-2", "brain-1", "brain-2", "reflex"];
+const PARTS: [&str; 9] = [
+    "writer-1",
+    "writer-2",
+    "critic-1",
+    "critic-2",
+    "publisher-1",
+    "publisher-2",
+    "brain-1",
+    "brain-2",
+    "reflex",
+];
 
 /// Time in which a part starts, and in which it ends.
 const START: Duration = Duration::from_secs(30);

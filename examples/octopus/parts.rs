@@ -48,7 +48,8 @@ pub(crate) struct Setting {
 impl Setting {
     /// The addresses of the instances of a part.
     pub(crate) fn of(&self, id: &str) -> Vec<SocketAddr> {
-        let is_of = |name: &str| name.strip_prefix(id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        let is_of =
+            |name: &str| name.strip_prefix(id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
         self.parts.iter().filter(|(name, _)| is_of(name)).map(|(_, address)| *address).collect()
     }
 }

@@ -31,7 +31,12 @@ pub(crate) struct Summary {
 
 impl Summary {
     /// Compares what the load has seen with the store and the ledger.
-    pub(crate) async fn check(load: &Load, outcomes: Vec<Outcome>, ledger: &Path, kills: u64) -> Result<Self> {
+    pub(crate) async fn check(
+        load: &Load,
+        outcomes: Vec<Outcome>,
+        ledger: &Path,
+        kills: u64,
+    ) -> Result<Self> {
         let published = published(ledger)?;
         let stored = load.all(|_| true).await?;
         let mut by_goal: HashMap<&str, Vec<&Task>> = HashMap::new();
@@ -95,7 +100,9 @@ impl Summary {
     pub(crate) fn print(&self) {
         let failed: usize = self.failed.values().map(|(count, _)| count).sum();
         let Self { asked, completed, refused, not_submitted, kills, .. } = self;
-        println!("\ntasks {asked}: completed {completed}, failed {failed}, refused {refused}, not submitted {not_submitted}");
+        println!(
+            "\ntasks {asked}: completed {completed}, failed {failed}, refused {refused}, not submitted {not_submitted}"
+        );
         for (kind, (count, message)) in &self.failed {
             println!("  {kind} {count}, as in: {message}");
         }

@@ -123,7 +123,9 @@ impl Arm<TaskRequest> for Editor {
         let grade = cx.call(ReviewStory { story: story.clone() }).await?;
         cx.progress(90, "publishing");
         let place = cx.call(PublishStory { story: story.clone() }).await?;
-        Ok(TaskResult::new(json!({ "story": story, "stars": grade.stars, "words": grade.words, "place": place })))
+        Ok(TaskResult::new(
+            json!({ "story": story, "stars": grade.stars, "words": grade.words, "place": place }),
+        ))
     }
 }
 

@@ -120,7 +120,10 @@ async fn the_words_of_a_model_are_streamed() {
     let (url, asked) = model(|_| {
         let used = json!({ "choices": [], "usage": { "total_tokens": 42 } });
         let role = json!({ "choices": [{ "index": 0, "delta": { "role": "assistant" } }] });
-        format!(": a comment\n\n{}data: [DONE]\n\n", frames(&[role, word("Eight "), word("arms."), stop(), used]))
+        format!(
+            ": a comment\n\n{}data: [DONE]\n\n",
+            frames(&[role, word("Eight "), word("arms."), stop(), used])
+        )
     })
     .await;
     let v1 = format!("{url}/v1");
@@ -129,7 +132,8 @@ async fn the_words_of_a_model_are_streamed() {
     let begun = read_until(child.stdout.as_mut().unwrap(), "  completed\n").await;
     let reflex = format!("http://{}", addresses(&begun)[8]);
     let lines = ran(octo_at(&reflex, &["submit", "a story about a crab", "--json"])).await.lines();
-    let chunks: Vec<_> = lines.iter().filter(|line| line["type"] == "chunk").map(|line| &line["data"]).collect();
+    let chunks: Vec<_> =
+        lines.iter().filter(|line| line["type"] == "chunk").map(|line| &line["data"]).collect();
     assert_eq!(chunks, ["Eight ", "arms."]);
     assert_eq!(lines.last().unwrap()["result"]["output"]["story"], "Eight arms.");
     let id = lines[0]["task_id"].as_str().unwrap();
@@ -155,7 +159,8 @@ async fn malformed_frames_of_a_model_are_typed_errors() {
     .await;
     let ran = ran(octopus(&["--tasks", "4", "--at-once", "1", "--llm", &url])).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let failures: Vec<_> = ran.out.lines().filter_map(|line| line.split_once("  failed: story.write: ")).collect();
+    let failures: Vec<_> =
+        ran.out.lines().filter_map(|line| line.split_once("  failed: story.write: ")).collect();
     let reasons: Vec<_> = failures.iter().map(|(_, reason)| *reason).collect();
     assert!(reasons[0].starts_with("the model has sent a malformed frame: "), "{ran:?}");
     assert_eq!(

@@ -11,6 +11,7 @@ use octollm::{
     error::{CallError, ErrorKind, Failure},
     event::Pattern,
     http::Arms,
+    task::Timestamp,
     update::{Update, UpdateSink},
 };
 use serde_json::{Value, json};
@@ -250,7 +251,9 @@ impl Octo {
         let member = |name: &str| line(event.get(name).and_then(Value::as_str).unwrap_or("-"));
         let data = line(&event.get("data").unwrap_or(&Value::Null).to_string());
         let kind = self.print.colored(&format!("{:<18}", member("event_type")), "36");
-        self.print.out(&format!("{}  {kind} {:<14} {data}\n", member("timestamp"), member("source")));
+        let time = member("timestamp");
+        let time = time.parse::<Timestamp>().map_or(time, |time| format!("{time:.3}"));
+        self.print.out(&format!("{time}  {kind} {:<14} {data}\n", member("source")));
         Ok(true)
     }
 

@@ -7,7 +7,6 @@ use octollm::{
     reflex::{Reaction, Reflex, ReflexInput},
     update::Phase,
 };
-use serde_json::json;
 
 use crate::llm::{Model, ModelError};
 
@@ -122,10 +121,8 @@ impl Arm<TaskRequest> for Editor {
         cx.progress(70, "reviewing");
         let grade = cx.call(ReviewStory { story: story.clone() }).await?;
         cx.progress(90, "publishing");
-        let place = cx.call(PublishStory { story: story.clone() }).await?;
-        Ok(TaskResult::new(
-            json!({ "story": story, "stars": grade.stars, "words": grade.words, "place": place }),
-        ))
+        cx.call(PublishStory { story: story.clone() }).await?;
+        Ok(TaskResult::new(story).confidence(f64::from(grade.stars) / 5.0))
     }
 }
 

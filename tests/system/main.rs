@@ -19,6 +19,10 @@ mod octopus;
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;
 mod quickstart;
+#[cfg(all(feature = "redis", unix))]
+#[path = "../../octollm-events/tests/support/redis.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
+mod redis;
 mod reports;
 mod repository;
 mod tasks;

@@ -1,6 +1,7 @@
 //! The live system, as a user runs it.
 
 use std::{
+    io::Write,
     net::{SocketAddr, TcpStream},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -13,11 +14,16 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
 
 use crate::{
     examples::example,
     octo::world::{Ran, ended, octo_at, ran, read_until},
+    postgres::Postgres,
+    redis::Redis,
 };
 
 fn octopus(arguments: &[&str]) -> Command {
@@ -33,6 +39,10 @@ fn addresses(out: &str) -> Vec<SocketAddr> {
     let addresses: Vec<_> = of_part.map(|(_, address)| address.parse().expect("an address")).collect();
     assert_eq!(addresses.len(), 9, "{out}");
     addresses
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
 }
 
 fn assert_nothing_is_left(ran: &Ran) {
@@ -66,7 +76,10 @@ async fn ctrl_c_ends_it_with_all_of_its_parts_and_files() {
     let lines = told.lines();
     assert!(lines.iter().filter(|line| line["type"] == "chunk").count() > 20, "{told:?}");
     let result = &lines.last().unwrap()["result"];
-    assert!(result["output"].as_str().unwrap().starts_with("Once upon a time there was a crab. "), "{result}");
+    assert!(
+        result["output"].as_str().unwrap().starts_with("Once upon a time there was a crab. "),
+        "{result}"
+    );
     assert_eq!(result["confidence"], 1.0);
     let arms = ran(octo_at(&reflex, &["arms", "--json"])).await.lines();
     let mut ids: Vec<_> = arms.iter().map(|card| card["arm_id"].as_str().unwrap()).collect();
@@ -76,13 +89,59 @@ async fn ctrl_c_ends_it_with_all_of_its_parts_and_files() {
     let events = ran(octo_at(&reflex, &["events", "events:task:completed", "--count", "2", "--json"])).await;
     assert_eq!((events.code, events.lines().len()), (Some(0), 2), "{events:?}");
 
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGINT).unwrap();
+    signal(&child, Signal::SIGINT);
     let ended = ended(child).await;
     let ended = Ran { out: begun + &ended.out, ..ended };
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.out.ends_with("parts killed 0, tasks lost 0, done twice 0\n"), "{ended:?}");
     assert_nothing_is_left(&ended);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_story_that_is_published_twice_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = octopus(&["--at-once", "1"]).env("TMPDIR", folder.path()).spawn().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "  completed\n").await;
+    let run = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap();
+    let ledger = run.path().join("ledger");
+    let published = std::fs::read_to_string(&ledger).unwrap();
+    let again = format!("{}\n", published.lines().next().unwrap());
+    let mut file = std::fs::OpenOptions::new().append(true).open(&ledger).unwrap();
+    file.write_all(again.as_bytes()).unwrap();
+    signal(&child, Signal::SIGINT);
+    let ended = ended(child).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let says = ", tasks lost 0, done twice 1\n  the story of task 1 was published 2 times\n";
+    assert!(ended.out.ends_with(says), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_parts_end_where_it_is_killed() {
+    let mut child = octopus(&[]).spawn().unwrap();
+    let begun = read_until(child.stdout.as_mut().unwrap(), "  completed\n").await;
+    signal(&child, Signal::SIGKILL);
+    assert_eq!(ended(child).await.code, None);
+    let until = Instant::now() + Duration::from_secs(30);
+    for address in addresses(&begun) {
+        while TcpStream::connect(address).is_ok() {
+            assert!(Instant::now() < until, "{address}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_runs_on_given_servers() {
+    let (postgres, redis) = (Postgres::start(&[]), Redis::start(&[]));
+    let (database, events) = (postgres.database(), redis.url());
+    let given = ["--postgres", &database, "--redis", &events];
+    let ran = ran(octopus(&[&["--tasks", "12", "--chaos", "--seed", "2"], &given[..]].concat())).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.ends_with(", tasks lost 0, done twice 0\n"), "{ran:?}");
+    let tasks = postgres.execute("test_0", "SELECT count(*) FROM octollm_tasks");
+    assert_eq!(tasks, "12", "{ran:?}");
+    assert_ne!(redis.execute("INFO commandstats").matches("cmdstat_publish:").count(), 0);
 }
 
 /// What the model was asked: the `authorization`, and the body.
@@ -146,7 +205,7 @@ async fn the_words_of_a_model_are_streamed() {
     assert_eq!(authorization.as_deref(), Some("Bearer sk-test"));
     assert_eq!((&body["model"], &body["stream"]), (&json!("small"), &json!(true)));
     assert_eq!(body["messages"][1]["content"], "Tell a story about a crab.");
-    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGTERM).unwrap();
+    signal(&child, Signal::SIGTERM);
     assert_eq!(timeout(Duration::from_secs(60), child.wait()).await.unwrap().unwrap().code(), Some(0));
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use octollm::RestClient;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -18,6 +19,7 @@ use tokio::{
 use crate::{
     Result,
     parts::{CHILD, Setting},
+    say,
 };
 
 /// The parts, in the order in which they start.
@@ -94,7 +96,7 @@ impl Fleet {
                 // SIGKILL: nothing is handed over, and nothing is written any more.
                 self.parts[at].kill().await?;
                 self.kills += 1;
-                println!("{:<11} is killed, and is back after {} ms", PARTS[at], away.as_millis());
+                say(&format!("{:<11} is killed, and is back after {} ms", PARTS[at], away.as_millis()));
                 sleep(away).await;
                 self.parts[at] = self.start_part(PARTS[at]).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
@@ -119,12 +121,19 @@ impl Fleet {
     }
 
     /// Prints where to look.
-    pub(crate) fn print(&self) {
+    pub(crate) async fn print(&self) -> Result<()> {
         for (name, address) in &self.setting.parts {
-            println!("{name:<11} http://{address}");
+            say(&format!("{name:<11} http://{address}"));
         }
         let url = self.url("reflex");
-        println!("\nocto --url {url} submit \"a story about a crab\"\nocto --url {url} events\n");
+        let page =
+            RestClient::builder(&url).within(START).build()?.get("dashboard").header("accept", "text/html");
+        // A build without it has no such route.
+        if page.stream().await.is_ok() {
+            say(&format!("dashboard   {url}/dashboard"));
+        }
+        say(&format!("\nocto --url {url} submit \"a story about a crab\"\nocto --url {url} events\n"));
+        Ok(())
     }
 
     /// Ends the parts in order: those first that send work to others.

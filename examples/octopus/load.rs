@@ -15,7 +15,7 @@ use octollm::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{Result, Stop, system::DULL};
+use crate::{Result, Stop, say, system::DULL};
 
 /// Time for which parts that are away are tried again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,7 +84,7 @@ impl Load {
             },
             Err(failure) => failure.kind.to_string(),
         };
-        println!("{number:>5}  {:>5.1} s  {how}", begun.elapsed().as_secs_f64());
+        say(&format!("{number:>5}  {:>5.1} s  {how}", begun.elapsed().as_secs_f64()));
         outcome
     }
 

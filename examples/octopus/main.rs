@@ -25,6 +25,7 @@ mod load;
 mod summary;
 
 use std::{
+    io::{self, Write},
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -110,11 +111,11 @@ async fn run(options: Options) -> Result<Summary> {
         ..Setting::default()
     };
     let mut fleet = Fleet::start(setting).await?;
-    fleet.print();
+    fleet.print().await?;
     let load = Load::new(fleet.url("reflex"), options.tasks, stop.clone())?;
     let seed = options.seed.unwrap_or_else(|| std::process::id().into());
     if options.chaos {
-        println!("chaos with --seed {seed}");
+        say(&format!("chaos with --seed {seed}"));
     }
     let mut loading = std::pin::pin!(load.run(options.at_once.into()));
     let outcomes = match options.chaos {
@@ -127,7 +128,17 @@ async fn run(options: Options) -> Result<Summary> {
     Ok(summary)
 }
 
-/// Whether the load is to end: Ctrl-C, SIGTERM, or enough tasks.
+/// Whether the standard output is closed.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Prints a line. If nobody reads it, the load ends as at a Ctrl-C.
+fn say(line: &str) {
+    if writeln!(io::stdout(), "{line}").is_err() {
+        CLOSED.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether the load is to end: Ctrl-C, SIGTERM, or an output that is closed.
 #[derive(Clone, Default)]
 struct Stop(Arc<(AtomicBool, Notify)>);
 
@@ -148,7 +159,7 @@ impl Stop {
     }
 
     fn is_set(&self) -> bool {
-        self.0.0.load(Ordering::Relaxed)
+        self.0.0.load(Ordering::Relaxed) || CLOSED.load(Ordering::Relaxed)
     }
 
     /// Waits, unless it is set.

@@ -11,6 +11,7 @@ use octollm::{error::ErrorKind, prelude::*, task::Task};
 use crate::{
     Result,
     load::{Load, Outcome},
+    say,
 };
 
 #[derive(Debug, Default)]
@@ -100,15 +101,19 @@ impl Summary {
     pub(crate) fn print(&self) {
         let failed: usize = self.failed.values().map(|(count, _)| count).sum();
         let Self { asked, completed, refused, not_submitted, kills, .. } = self;
-        println!(
+        say(&format!(
             "\ntasks {asked}: completed {completed}, failed {failed}, refused {refused}, not submitted {not_submitted}"
-        );
+        ));
         for (kind, (count, message)) in &self.failed {
-            println!("  {kind} {count}, as in: {message}");
+            say(&format!("  {kind} {count}, as in: {message}"));
         }
-        println!("parts killed {kills}, tasks lost {}, done twice {}", self.lost.len(), self.doubled.len());
+        say(&format!(
+            "parts killed {kills}, tasks lost {}, done twice {}",
+            self.lost.len(),
+            self.doubled.len()
+        ));
         for problem in self.lost.iter().chain(&self.doubled) {
-            println!("  {problem}");
+            say(&format!("  {problem}"));
         }
     }
 }

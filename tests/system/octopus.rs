@@ -36,6 +36,7 @@ fn octopus(arguments: &[&str]) -> Command {
 /// The addresses that it has printed.
 fn addresses(out: &str) -> Vec<SocketAddr> {
     let of_part = out.lines().map_while(|line| line.split_once("http://"));
+    let of_part = of_part.filter(|(name, _)| name.trim() != "dashboard");
     let addresses: Vec<_> = of_part.map(|(_, address)| address.parse().expect("an address")).collect();
     assert_eq!(addresses.len(), 9, "{out}");
     addresses
@@ -114,6 +115,17 @@ async fn a_story_that_is_published_twice_is_reported() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let says = ", tasks lost 0, done twice 1\n  the story of task 1 was published 2 times\n";
     assert!(ended.out.ends_with(says), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_closes_its_output_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = octopus(&["--at-once", "1"]).env("TMPDIR", folder.path()).spawn().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "  completed\n").await;
+    drop(child.stdout.take());
+    let ended = ended(child).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

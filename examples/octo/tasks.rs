@@ -30,7 +30,11 @@ impl Octo {
     pub(crate) async fn submit(&self, submit: Submit) -> Result<(), Exit> {
         let submission = submission(&submit)?;
         let task = tokio::select! {
-            task = Orchestrator::submit(&self.client, submission, &self.cx) => task?,
+            task = Orchestrator::submit(&self.client, submission, &self.cx) => task.map_err(|failure| {
+                let exit = Exit::from(&failure);
+                let says = "the task may have been submitted; to see whether it was: octo list";
+                if failure.may_have_executed { exit.hint(says) } else { exit }
+            })?,
             () = self.interrupt.notified() => {
                 let exit = Exit::interrupted("interrupted; the task may have been submitted");
                 return Err(exit.hint("to see whether it was: octo list"));

@@ -121,10 +121,10 @@ impl OrchestratorClient {
     pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
         OrchestratorClientBuilder {
             url: url.into(),
+            bearer: None,
             requests: Requests::default(),
             authority: Authority::default(),
             audience: ORCHESTRATOR.to_owned(),
-            bearer: None,
         }
     }
 
@@ -299,10 +299,10 @@ impl OrchestratorClient {
 #[must_use = "a builder does nothing until it builds"]
 pub struct OrchestratorClientBuilder {
     url: String,
+    bearer: Option<SecretString>,
     requests: Requests,
     authority: Authority,
     audience: String,
-    bearer: Option<SecretString>,
 }
 
 /// The usual id of an orchestrator.

@@ -3,7 +3,7 @@
 use std::{
     env,
     future::Future,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     pin::Pin,
     process::Stdio,
     time::Duration,
@@ -48,13 +48,17 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn start(mut setting: Setting) -> Result<Self> {
-        let mut ports = Random(u64::from(std::process::id()));
+        let mut random = Random(u64::from(std::process::id()));
+        // Each port is taken until its part starts, so that no other program gets it meanwhile.
+        let mut taken = Vec::new();
         for name in PARTS {
-            let taken: Vec<_> = setting.parts.iter().map(|(_, address)| *address).collect();
-            setting.parts.push((name.to_owned(), free_address(&mut ports, &taken)?));
+            let listener = free_port(&mut random)?;
+            setting.parts.push((name.to_owned(), listener.local_addr()?));
+            taken.push(listener);
         }
         let mut fleet = Self { setting, parts: Vec::new(), kills: 0 };
-        for name in PARTS {
+        for (name, listener) in PARTS.into_iter().zip(taken) {
+            drop(listener);
             let child = fleet.start_part(name).await?;
             fleet.parts.push(child);
         }
@@ -147,13 +151,12 @@ impl Fleet {
     }
 }
 
-/// An address that is free, below the ports that the system gives to connections: a part that is away finds it free again.
-fn free_address(random: &mut Random, taken: &[SocketAddr]) -> Result<SocketAddr> {
+/// A port that is free, below those that the system gives to connections: a part that is away finds it free again.
+fn free_port(random: &mut Random) -> Result<TcpListener> {
     for _ in 0..1_000 {
         let port = 15_000 + random.below(15_000) as u16;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if !taken.contains(&address) && TcpListener::bind(address).is_ok() {
-            return Ok(address);
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return Ok(listener);
         }
     }
     Err("no port is free".into())

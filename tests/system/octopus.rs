@@ -72,10 +72,10 @@ async fn ctrl_c_ends_it_with_all_of_its_parts_and_files() {
     let reflex = format!("http://{}", addresses(&begun)[8]);
     // What it tells its user to do.
     assert!(begun.contains(&format!("octo --url {reflex} submit \"a story about a crab\"\n")), "{begun}");
-    let told = ran(octo_at(&reflex, &["submit", "a story about a crab", "--json"])).await;
-    assert_eq!(told.code, Some(0), "{told:?}");
-    let lines = told.lines();
-    assert!(lines.iter().filter(|line| line["type"] == "chunk").count() > 20, "{told:?}");
+    let done = ran(octo_at(&reflex, &["submit", "a story about a crab", "--json"])).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let lines = done.lines();
+    assert!(lines.iter().filter(|line| line["type"] == "chunk").count() > 20, "{done:?}");
     let result = &lines.last().unwrap()["result"];
     assert!(
         result["output"].as_str().unwrap().starts_with("Once upon a time there was a crab. "),

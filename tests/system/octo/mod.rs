@@ -26,10 +26,10 @@ fn interrupt(child: &Child) {
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_are_submitted_listed_watched_and_cancelled() {
     let world = World::start().await;
-    let told = world.run(&["submit", "story.tell", r#"{"about":"an octopus"}"#]).await;
-    assert_eq!((told.code, told.out.as_str()), (Some(0), "Once an octopus\n"), "{told:?}");
-    let id = task_in(&told.err);
-    assert!(told.err.starts_with(&format!("{id} is submitted\n")), "{told:?}");
+    let done = world.run(&["submit", "story.tell", r#"{"about":"an octopus"}"#]).await;
+    assert_eq!((done.code, done.out.as_str()), (Some(0), "Once an octopus\n"), "{done:?}");
+    let id = task_in(&done.err);
+    assert!(done.err.starts_with(&format!("{id} is submitted\n")), "{done:?}");
     // The output of a goal is another one than its chunks.
     let goal = world.run(&["submit", "-q", "a crab"]).await;
     assert_eq!(
@@ -74,9 +74,9 @@ async fn a_failed_task_is_run_again_and_only_its_new_updates_are_printed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_json_each_line_is_an_object() {
     let world = World::start().await;
-    let told = world.run(&["--json", "submit", "story.tell", r#"{"about":"an octopus"}"#]).await;
-    assert_eq!((told.code, told.err.as_str()), (Some(0), ""));
-    let lines = told.lines();
+    let done = world.run(&["--json", "submit", "story.tell", r#"{"about":"an octopus"}"#]).await;
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
+    let lines = done.lines();
     let id = lines[0]["task_id"].as_str().unwrap();
     let chunks: Vec<_> =
         lines.iter().filter(|line| line["type"] == "chunk").map(|line| &line["data"]).collect();
@@ -166,11 +166,11 @@ async fn every_exit_code_is_the_one_that_help_lists() {
         (&["call", "story.sing", "{}"], 5, "contract_not_offered"),
         (&["call", "story.tell", r#"{"about":"failure"}"#], 1, "arm_failed"),
     ] {
-        let told = world.run(&[&["--json"], arguments].concat()).await;
-        let problem = told.problem();
-        assert_eq!(told.code, Some(code), "{arguments:?} {told:?}");
+        let done = world.run(&[&["--json"], arguments].concat()).await;
+        let problem = done.problem();
+        assert_eq!(done.code, Some(code), "{arguments:?} {done:?}");
         assert_eq!((&problem["code"], &problem["exit"]), (&json!(kind), &json!(code)), "{arguments:?}");
-        assert_eq!(told.out, "", "{arguments:?}");
+        assert_eq!(done.out, "", "{arguments:?}");
         let words = world.run(arguments).await;
         // A story fails once.
         assert!(words.code == Some(code) || code == 1, "{arguments:?} {words:?}");
@@ -194,16 +194,16 @@ async fn control_characters_of_a_server_are_escaped() {
         &["watch", &format!("task_{hostile}")],
     ] {
         for json in [&[][..], &["--json"]] {
-            let told = world.run(&[arguments, json].concat()).await;
+            let done = world.run(&[arguments, json].concat()).await;
             let is_safe = |c: char| !c.is_control() || c == '\n';
-            assert!(format!("{}{}", told.out, told.err).chars().all(is_safe), "{told:?}");
-            assert!(!told.out.contains('\u{202e}') && !told.err.contains('\u{202e}'), "{told:?}");
-            assert!(told.out.contains("[31mred") || told.err.contains("[31mred"), "{arguments:?} {told:?}");
+            assert!(format!("{}{}", done.out, done.err).chars().all(is_safe), "{done:?}");
+            assert!(!done.out.contains('\u{202e}') && !done.err.contains('\u{202e}'), "{done:?}");
+            assert!(done.out.contains("[31mred") || done.err.contains("[31mred"), "{arguments:?} {done:?}");
         }
     }
     // JSON has the same text.
-    let told = world.run(&["submit", "story.tell", &input, "--json"]).await.lines();
-    assert_eq!(told.last().unwrap()["result"]["output"], format!("Once {hostile}"));
+    let done = world.run(&["submit", "story.tell", &input, "--json"]).await.lines();
+    assert_eq!(done.last().unwrap()["result"]["output"], format!("Once {hostile}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

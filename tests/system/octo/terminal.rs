@@ -32,10 +32,10 @@ async fn on_terminal(world: &World, arguments: &[&str], variables: &[(&str, &str
 async fn color_and_a_bar_are_for_terminals_that_want_them() {
     let world = World::start().await;
     let submit = ["submit", "story.tell", r#"{"about":"an octopus"}"#];
-    let told = on_terminal(&world, &submit, &[]).await;
-    assert!(told.contains("50%") && told.contains('\u{1b}'), "a bar: {told:?}");
+    let done = on_terminal(&world, &submit, &[]).await;
+    assert!(done.contains("50%") && done.contains('\u{1b}'), "a bar: {done:?}");
     // The bar is gone when the words arrive.
-    assert!(told.ends_with("Once an octopus\r\n"), "{told:?}");
+    assert!(done.ends_with("Once an octopus\r\n"), "{done:?}");
     let listed = on_terminal(&world, &["list"], &[]).await;
     assert!(listed.contains("\u{1b}[32mcompleted "), "{listed:?}");
     for (variable, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {

@@ -13,7 +13,7 @@ use octollm::RestClient;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -35,8 +35,9 @@ const PARTS: [&str; 9] = [
     "reflex",
 ];
 
-/// Time in which a part starts, and in which it ends.
+/// Time in which a part starts, between two attempts, and in which it ends.
 const START: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(300);
 const END: Duration = Duration::from_secs(10);
 
 /// The processes. They are killed on drop.
@@ -65,7 +66,19 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// Starts a part, again where it ends before it serves, as a supervisor does.
     async fn start_part(&self, name: &str) -> Result<Child> {
+        let until = Instant::now() + START;
+        loop {
+            match self.try_to_start(name).await {
+                Ok(child) => return Ok(child),
+                Err(error) if Instant::now() > until => return Err(error),
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+
+    async fn try_to_start(&self, name: &str) -> Result<Child> {
         let mut command = Command::new(env::current_exe()?);
         command.env(CHILD[0], name).env(CHILD[1], serde_json::to_string(&self.setting)?);
         // Ctrl-C in a terminal is for this process.

@@ -81,7 +81,12 @@ async fn main() -> ExitCode {
         return match served {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("octopus: {error}");
+                eprintln!("octopus: a part does not start: {error}");
+                let mut cause = error.source();
+                while let Some(error) = cause {
+                    eprintln!("octopus: because {error}");
+                    cause = error.source();
+                }
                 ExitCode::FAILURE
             }
         };

@@ -113,7 +113,8 @@ async fn brain(name: &str, setting: &Setting) -> Result<Server> {
     }
     let brain = Brain::builder().name(name).arm(Editor).arms(arms.build()?).store(store).bus(bus.clone());
     let brain = brain.lease(LEASE).build()?;
-    brain.recover().await?;
+    // It tries again by itself.
+    let _ = brain.recover().await;
     Ok(Server::new("brain").orchestrator(brain).bus(bus))
 }
 

@@ -115,7 +115,10 @@ async fn run(options: Options) -> Result<Summary> {
         model: options.model.clone(),
         ..Setting::default()
     };
-    let mut fleet = Fleet::start(setting).await?;
+    let mut fleet = tokio::select! {
+        fleet = Fleet::start(setting) => fleet?,
+        () = stop.pause(Duration::MAX) => return Err("interrupted before all parts have started".into()),
+    };
     fleet.print().await?;
     let load = Load::new(fleet.url("reflex"), options.tasks, stop.clone())?;
     let seed = options.seed.unwrap_or_else(|| std::process::id().into());

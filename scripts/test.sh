@@ -53,6 +53,8 @@ cargo run -q --example storm -- hops --short
 cargo run -q --all-features --example storm -- kills --short
 cargo run -q --all-features --example storm -- brains --short
 cargo run -q --all-features --example storm -- redis --short
+cargo run -q --all-features --example octopus -- --tasks 30
+cargo run -q --all-features --example octopus -- --tasks 30 --chaos --seed 1
 
 step "load by wrk and h2load"
 scripts/load.sh --short

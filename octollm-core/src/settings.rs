@@ -9,6 +9,8 @@ use crate::error::ConfigError;
 const RESERVED: &str = "OCTOLLM_";
 /// What follows: the settings of a server, a client and a brain, and the URLs of arms.
 const GROUPS: [&str; 4] = ["SERVER_", "CLIENT_", "BRAIN_", "ARM_"];
+/// Variables of the command line `octo`, which may be set in the shell that starts another program.
+const COMMAND_LINE: [&str; 2] = ["URL", "TOKEN"];
 
 /// Variables with one prefix, which are taken one by one. Those that are left at the end are not known.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ impl Vars {
     /// Reads the variables with a prefix, such as `OCTOLLM_SERVER_`. Those of the other groups are left out.
     ///
     /// # Errors
-    /// A variable begins with `OCTOLLM_` and is of no group.
+    /// A variable begins with `OCTOLLM_` and is of no group, and none of the command line `octo`.
     pub fn read<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         prefix: &'static str,
         variables: impl IntoIterator<Item = (K, V)>,
@@ -31,6 +33,9 @@ impl Vars {
         for (name, value) in variables {
             let (name, value) = (name.as_ref().to_string_lossy(), value.as_ref().to_str());
             let Some(rest) = name.strip_prefix(RESERVED) else { continue };
+            if COMMAND_LINE.contains(&rest) {
+                continue;
+            }
             if !GROUPS.iter().any(|group| rest.starts_with(group)) {
                 return Err(unknown(&name, value));
             }
@@ -299,7 +304,7 @@ mod tests {
     #[test]
     fn variables_of_nobody_are_refused_and_those_of_other_groups_left_out() {
         let read = |name: &str| Vars::read("OCTOLLM_SERVER_", [(name, "tcp://10.0.0.1:80")]);
-        for other in ["PATH", "OCTOLLM_BRAIN_LEASE", "OCTOLLM_ARM_JUDGE"] {
+        for other in ["PATH", "OCTOLLM_BRAIN_LEASE", "OCTOLLM_ARM_JUDGE", "OCTOLLM_URL", "OCTOLLM_TOKEN"] {
             read(other).unwrap().finish().unwrap();
         }
         for nobodys in ["OCTOLLM_SEVER_MAX_BODY", "OCTOLLM_LISTEN"] {

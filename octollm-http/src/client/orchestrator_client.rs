@@ -7,7 +7,7 @@ use std::{ffi::OsStr, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, HeaderValue, Method, Response, header::AUTHORIZATION};
 use octollm_core::{
     __private::{machines::outcome_of_failure, settings::Vars},
     Context,
@@ -23,6 +23,7 @@ use octollm_core::{
     task::{Submission, Task, TaskQuery},
     transport::StepKey,
 };
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::{sync::Semaphore, time::Instant};
@@ -120,6 +121,7 @@ impl OrchestratorClient {
     pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
         OrchestratorClientBuilder {
             url: url.into(),
+            bearer: None,
             requests: Requests::default(),
             authority: Authority::default(),
             audience: ORCHESTRATOR.to_owned(),
@@ -297,6 +299,7 @@ impl OrchestratorClient {
 #[must_use = "a builder does nothing until it builds"]
 pub struct OrchestratorClientBuilder {
     url: String,
+    bearer: Option<SecretString>,
     requests: Requests,
     authority: Authority,
     audience: String,
@@ -316,6 +319,13 @@ impl OrchestratorClientBuilder {
         self
     }
 
+    /// Sends this token with each request: `Authorization: Bearer …`. Where the client also has an [issuer](Self::tokens), a request on
+    /// behalf of a known caller has a token of that caller in its place.
+    pub fn bearer(mut self, token: impl Into<SecretString>) -> Self {
+        self.bearer = Some(token.into());
+        self
+    }
+
     /// Sets the id of the orchestrator, for which [registrations](crate::Server::register) are signed. Default `orchestrator`.
     /// [`tokens`](Self::tokens) sets it too.
     pub fn audience(mut self, id: impl Into<String>) -> Self {
@@ -325,7 +335,6 @@ impl OrchestratorClientBuilder {
 
     /// Allows tokens to be sent in cleartext to another machine, as
     /// [`ArmsBuilder::cleartext`](super::ArmsBuilder::cleartext) does.
-    #[cfg(feature = "tokens")]
     pub fn cleartext(mut self) -> Self {
         self.authority.cleartext = true;
         self
@@ -334,10 +343,16 @@ impl OrchestratorClientBuilder {
     /// Builds the client. The first request opens the first connection.
     ///
     /// # Errors
-    /// A setting or the URL is invalid.
+    /// A setting or the URL is invalid, or tokens would be sent in cleartext to another machine.
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
-        let endpoint =
+        let mut endpoint =
             BaseUrl::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
+        if let Some(token) = &self.bearer {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
+                .map_err(|_| ConfigError::new("bearer", "has characters that no header field has"))?;
+            value.set_sensitive(true);
+            endpoint = endpoint.with_fields(vec![(AUTHORIZATION, value)]);
+        }
         if self.requests.connector.is_none() {
             self.authority.check(ORCHESTRATOR, &endpoint)?;
         }

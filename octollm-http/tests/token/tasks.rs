@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use octollm_core::{
     Context,
     brain::Brain,
+    card::ArmCard,
     error::ErrorKind,
     orchestrator::{Orchestrator, finished},
-    parts::{Caller, ContextParts},
+    parts::{Caller, ContextParts, Grant},
     store::MemoryStore,
     task::{Submission, TaskQuery, TaskStatus},
 };
@@ -75,7 +76,7 @@ async fn tasks_that_waited_or_were_recovered_run_with_fresh_tokens() {
     let successor = brain_on(&system, &store);
     successor.recover().await.unwrap();
     let mut parts = ContextParts::new();
-    parts.caller = Caller::Known(octollm_core::parts::Grant::new("ali", ["code:*"]).issuer("portal").into());
+    parts.caller = Caller::Known(Grant::new("ali", ["code:*"]).issuer("portal").into());
     let task = finished(&successor, &third, &Context::from_parts(parts, Arc::new(()))).await.unwrap();
     assert_eq!(task.result.unwrap().output, json!("ali of portal by -"));
 }
@@ -117,4 +118,27 @@ async fn a_client_on_behalf_of_a_caller_is_that_for_all_operations() {
     assert_eq!(ali.cards().await.len(), client.cards().await.len());
     let asked = system.sent_to("GET brain/capabilities");
     assert!(asked.iter().all(|head| !head.contains_key(http::header::AUTHORIZATION)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_a_token_sends_it_with_all_operations() {
+    let system = System::new();
+    system.judge();
+    let brain = brain_on(&system, &Arc::new(MemoryStore::new()));
+    let portal = KeySet::new("portal").with_key(&system.portal).unwrap();
+    let verifier = TokenVerifier::builder().audience("brain").root(portal).clock(system.clock.read());
+    system.serve("brain", Server::new("brain").orchestrator(brain).authenticate(verifier.build().unwrap()));
+    let portal =
+        TokenIssuer::root("portal", system.portal.clone()).clock(system.clock.read()).build().unwrap();
+    let token = portal.issue(&Grant::new("ali", ["code:*"]), &["code:*"], &ArmCard::new("brain")).unwrap();
+    let client = OrchestratorClient::builder("http://brain").connector(system.pipes.clone());
+    let ali = client.bearer(token).build().unwrap();
+    let cx = Context::detached();
+    let submission = Submission::of(&Review { after: 60, fetch: false }).unwrap();
+    let id = Orchestrator::submit(&ali, submission, &cx).await.unwrap().task_id;
+    assert_eq!(ali.list(TaskQuery::default(), &cx).await.unwrap().tasks.len(), 1);
+    assert!(ali.watch(&id, None, &cx).await.unwrap().next().await.is_some());
+    assert_eq!(ali.cancel(&id, &cx).await.unwrap().status, TaskStatus::Cancelled);
+    let refused = OrchestratorClient::builder("http://brain").bearer("a\nb").build().unwrap_err();
+    assert_eq!(refused.setting(), "bearer");
 }

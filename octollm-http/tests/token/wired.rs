@@ -375,6 +375,9 @@ fn tokens_are_sent_in_cleartext_to_this_machine_only() {
         let brain = || OrchestratorClient::builder(url).tokens(issuer(), "brain");
         assert_eq!(brain().build().is_ok(), is_local, "{url}");
         assert!(brain().cleartext().build().is_ok());
+        let bearer = || OrchestratorClient::builder(url).bearer("secret");
+        assert_eq!(bearer().build().is_ok(), is_local, "{url}");
+        assert!(bearer().cleartext().build().is_ok());
     }
 }
 

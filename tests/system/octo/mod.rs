@@ -1,0 +1,295 @@
+//! The command line, as a user runs it.
+
+pub(crate) mod world;
+mod terminal;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use octollm::{
+    card::ArmCard,
+    context::Grant,
+    http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier},
+    prelude::*,
+};
+use serde_json::json;
+use tokio::{io::AsyncWriteExt, process::Child};
+
+use self::world::{World, ended, octo_at, ran, read_until, task_in};
+
+fn interrupt(child: &Child) {
+    let id = i32::try_from(child.id().expect("it runs")).expect("an id");
+    kill(Pid::from_raw(id), Signal::SIGINT).expect("it is there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_are_submitted_listed_watched_and_cancelled() {
+    let world = World::start().await;
+    let told = world.run(&["submit", "story.tell", r#"{"about":"an octopus"}"#]).await;
+    assert_eq!((told.code, told.out.as_str()), (Some(0), "Once an octopus\n"), "{told:?}");
+    let id = task_in(&told.err);
+    assert!(told.err.starts_with(&format!("{id} is submitted\n")), "{told:?}");
+    // The output of a goal is another one than its chunks.
+    let goal = world.run(&["submit", "-q", "a crab"]).await;
+    assert_eq!(
+        (goal.out.as_str(), goal.err.as_str()),
+        ("Once a crab\n{\n  \"story\": \"Once a crab\"\n}\n", "")
+    );
+
+    let watched = world.run(&["watch", &id]).await;
+    assert_eq!((watched.code, watched.out.as_str()), (Some(0), "Once an octopus\n"), "{watched:?}");
+    let listed = world.run(&["list", "--limit", "1"]).await;
+    assert!(listed.out.contains("  completed  100%  ") && listed.out.ends_with("s  a crab\n"), "{listed:?}");
+    assert_eq!(world.run(&["list", "--status", "failed"]).await.out, "");
+
+    let detached = world.run(&["submit", "--detach", "story.tell", r#"{"about":"gate"}"#]).await;
+    let id = detached.out.trim();
+    assert_eq!(task_in(id), id);
+    let cancelled = world.run(&["cancel", id]).await;
+    assert!(cancelled.out.starts_with(&format!("{id}  cancelled ")), "{cancelled:?}");
+    let watched = world.run(&["watch", id]).await;
+    assert_eq!((watched.code, watched.err.contains("octo: the task was cancelled")), (Some(1), true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_task_is_run_again_and_only_its_new_updates_are_printed() {
+    let world = World::start().await;
+    let failed = world.run(&["submit", "story.tell", r#"{"about":"failure"}"#]).await;
+    assert_eq!((failed.code, failed.out.as_str()), (Some(1), ""), "{failed:?}");
+    let id = task_in(&failed.err);
+    assert!(failed.err.contains(&format!(
+        "octo: no story today\n      to go on from the step that failed: octo rerun {id}"
+    )));
+    let again = world.run(&["rerun", &id, "--json"]).await;
+    assert_eq!(again.code, Some(0), "{again:?}");
+    let lines = again.lines();
+    assert_eq!((&lines[0]["task_id"], &lines[0]["status"]), (&json!(id), &json!("queued")));
+    assert!(lines[1..].iter().all(|update| update["seq"].as_u64() > Some(2)), "{lines:?}");
+    assert_eq!(lines.last().unwrap()["result"]["output"], "Once failure");
+    let refused = world.run(&["rerun", &id, "--json"]).await;
+    assert_eq!((refused.code, &refused.problem()["code"]), (Some(4), &json!("conflict")), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_json_each_line_is_an_object() {
+    let world = World::start().await;
+    let told = world.run(&["--json", "submit", "story.tell", r#"{"about":"an octopus"}"#]).await;
+    assert_eq!((told.code, told.err.as_str()), (Some(0), ""));
+    let lines = told.lines();
+    let id = lines[0]["task_id"].as_str().unwrap();
+    let chunks: Vec<_> =
+        lines.iter().filter(|line| line["type"] == "chunk").map(|line| &line["data"]).collect();
+    assert_eq!(chunks, ["Once ", "an octopus"]);
+    assert_eq!(lines.last().unwrap()["status"], "completed");
+    // Watched from the middle, each number comes once.
+    let after = world.run(&["watch", id, "--after", "3", "--json"]).await.lines();
+    assert_eq!(after[..], lines[4..]);
+    for arguments in [&["list", "--json"][..], &["cancel", id, "--json"], &["arms", "--json"]] {
+        let ran = world.run(arguments).await;
+        assert_eq!((ran.code, ran.lines().len()), (Some(0), 1), "{ran:?}");
+    }
+    let called = world.run(&["call", "story.tell", r#"{"about":"a crab"}"#, "--json"]).await.lines();
+    assert_eq!(called.last().unwrap(), &json!({ "type": "output", "output": "Once a crab" }));
+    assert!(called.contains(&json!({ "type": "chunk", "data": "a crab" })), "{called:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arms_are_listed_and_called_by_the_url_of_the_brain_or_their_own() {
+    let world = World::start().await;
+    for url in [&world.url, &world.arm] {
+        let listed = ran(octo_at(url, &["arms"])).await;
+        assert!(listed.out.starts_with("teller ") && listed.out.ends_with(" story.tell\n"), "{listed:?}");
+        let mut command = octo_at(url, &["call", "story.tell", "-"]);
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(br#"{"about":"a crab"}"#).await.unwrap();
+        let called = ended(child).await;
+        assert_eq!((called.code, called.out.as_str()), (Some(0), "Once a crab\n"), "{called:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_printed_as_they_are_published() {
+    let world = World::start().await;
+    let mut printed = Vec::new();
+    for arguments in [&["events", "events:task:*", "--json"][..], &["events", "events:task:completed"]] {
+        let mut child = world.octo(arguments).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        // An event is of no use to one that has not subscribed yet.
+        let submitting = async {
+            loop {
+                world.run(&["submit", "-q", "a crab"]).await;
+            }
+        };
+        printed.push(tokio::select! {
+            text = async { read_until(&mut out, "task.completed").await + &read_until(&mut out, "\n").await } => text,
+            never = submitting => never,
+        });
+        interrupt(&child);
+        assert_eq!(ended(child).await.code, Some(130));
+    }
+    for line in printed[0].lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(event["event_type"].as_str().unwrap().starts_with("task."), "{event}");
+    }
+    let words: Vec<_> = printed[1].split_whitespace().collect();
+    assert_eq!(words[1], "task.completed", "{printed:?}");
+    assert!(words[0].ends_with('Z') && words[3].starts_with('{'), "{printed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_exit_code_is_the_one_that_help_lists() {
+    let world = World::start().await;
+    let help = world.run(&["--help"]).await;
+    for code in [0, 1, 2, 3, 4, 5, 130] {
+        assert!(help.out.lines().any(|line| line.trim_start().starts_with(&format!("{code}  "))), "{code}");
+    }
+    let unknown = "task_0000000000000000";
+    for (arguments, code, kind) in [
+        (&["submit"][..], 2, "usage"),
+        (&["submit", ""], 2, "usage"),
+        (&["submit", "story.tell", "{"], 2, "usage"),
+        (&["watch", "no-id"], 2, "usage"),
+        (&["events", "nonsense"], 2, "usage"),
+        (&["--token-file", "/nowhere", "list"], 2, "usage"),
+        (&["--url", "nonsense", "list"], 2, "usage"),
+        // A token is not sent in cleartext to another machine.
+        (&["--url", "http://192.0.2.1", "--token", "x", "list"], 2, "usage"),
+        (&["--url", "http://127.0.0.1:1", "list"], 3, "unreachable"),
+        (&["--url", "http://127.0.0.1:1", "arms"], 3, "unreachable"),
+        (&["--url", "http://127.0.0.1:1", "submit", "a crab"], 3, "unreachable"),
+        (&["submit", "story.tell", r#"{"about":1}"#], 4, "validation_failed"),
+        (&["watch", unknown], 5, "task_not_found"),
+        (&["cancel", unknown], 5, "task_not_found"),
+        (&["rerun", unknown], 5, "task_not_found"),
+        (&["submit", "story.sing", "{}"], 5, "contract_not_offered"),
+        (&["call", "story.sing", "{}"], 5, "contract_not_offered"),
+        (&["call", "story.tell", r#"{"about":"failure"}"#], 1, "arm_failed"),
+    ] {
+        let told = world.run(&[&["--json"], arguments].concat()).await;
+        let problem = told.problem();
+        assert_eq!(told.code, Some(code), "{arguments:?} {told:?}");
+        assert_eq!((&problem["code"], &problem["exit"]), (&json!(kind), &json!(code)), "{arguments:?}");
+        assert_eq!(told.out, "", "{arguments:?}");
+        let words = world.run(arguments).await;
+        // A story fails once.
+        assert!(words.code == Some(code) || code == 1, "{arguments:?} {words:?}");
+        assert!(
+            words.err.starts_with("octo: ") || words.err.starts_with("error: ") || code == 1,
+            "{words:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_characters_of_a_server_are_escaped() {
+    let world = World::start().await;
+    let hostile = "\u{1b}[31mred\u{7}\u{9b}2J\u{202e}";
+    let input = json!({ "about": hostile }).to_string();
+    for arguments in [
+        &["submit", "story.tell", &input][..],
+        &["submit", hostile],
+        &["call", "story.tell", &input],
+        &["list"],
+        &["watch", &format!("task_{hostile}")],
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let told = world.run(&[arguments, json].concat()).await;
+            let is_safe = |c: char| !c.is_control() || c == '\n';
+            assert!(format!("{}{}", told.out, told.err).chars().all(is_safe), "{told:?}");
+            assert!(!told.out.contains('\u{202e}') && !told.err.contains('\u{202e}'), "{told:?}");
+            assert!(told.out.contains("[31mred") || told.err.contains("[31mred"), "{arguments:?} {told:?}");
+        }
+    }
+    // JSON has the same text.
+    let told = world.run(&["submit", "story.tell", &input, "--json"]).await.lines();
+    assert_eq!(told.last().unwrap()["result"]["output"], format!("Once {hostile}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_closes_the_pipe_ends_it_quietly() {
+    let world = World::start().await;
+    let mut child = world.octo(&["-q", "submit", "story.tell", r#"{"about":"gate"}"#]).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    read_until(&mut out, "Once ").await;
+    drop(out);
+    world.open_gate();
+    let ran = ended(child).await;
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_says_how_to_go_on_or_cancels() {
+    let world = World::start().await;
+    for (option, status) in [(None, "processing"), (Some("--cancel-on-interrupt"), "cancelled")] {
+        let arguments = ["submit", "story.tell", r#"{"about":"gate"}"#];
+        let arguments: Vec<_> = arguments.into_iter().chain(option).collect();
+        let mut child = world.octo(&arguments).spawn().unwrap();
+        read_until(child.stdout.as_mut().unwrap(), "Once ").await;
+        interrupt(&child);
+        let ran = ended(child).await;
+        assert_eq!(ran.code, Some(130), "{ran:?}");
+        let id = task_in(&ran.err);
+        let says =
+            if option.is_some() { " is cancelled\n".into() } else { format!("octo watch {id} --after 3\n") };
+        assert!(ran.err.ends_with(&says), "{ran:?}");
+        let listed = world.run(&["list", "--json", "--limit", "1"]).await.lines();
+        assert_eq!((&listed[0]["task_id"], &listed[0]["status"]), (&json!(id), &json!(status)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_is_that_of_the_option_the_file_or_the_environment() {
+    let key = SigningKey::generate().unwrap();
+    let roots = KeySet::new("portal").with_key(&key).unwrap();
+    let brain = Brain::builder()
+        .arm(arm_fn(async |request: TaskRequest, _| Ok(octollm::task::TaskResult::new(request.goal))));
+    let verifier = TokenVerifier::builder().root(roots);
+    let server = Server::new("brain").orchestrator(brain.build().unwrap()).tokens(verifier);
+    let server = server.bind("127.0.0.1:0").await.unwrap();
+    let url = server.url();
+    tokio::spawn(server.run());
+    let issuer = TokenIssuer::root("portal", key).build().unwrap();
+    let token = |scope| {
+        issuer.issue(&Grant::new("ali", ["task:*", "x:y"]), &[scope], &ArmCard::new("brain")).unwrap()
+    };
+    let (good, other) = (token("task:run"), token("x:y"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, format!("{}\n", good.expose_secret())).unwrap();
+    let file = file.to_str().unwrap();
+
+    let none = ran(octo_at(&url, &["submit", "a crab"])).await;
+    assert_eq!((none.code, none.err.contains("set OCTOLLM_TOKEN, --token-file or --token")), (Some(4), true));
+    for options in [&["--token", good.expose_secret()][..], &["--token-file", file]] {
+        let done = ran(octo_at(&url, &[options, &["submit", "a crab"]].concat())).await;
+        assert_eq!((done.code, done.out.as_str()), (Some(0), "a crab\n"), "{done:?}");
+    }
+    let mut command = octo_at(&url, &["submit", "a crab"]);
+    assert_eq!(
+        ran({
+            command.env("OCTOLLM_TOKEN", good.expose_secret());
+            command
+        })
+        .await
+        .code,
+        Some(0)
+    );
+    let scope = ran(octo_at(&url, &["--json", "--token", other.expose_secret(), "submit", "a crab"])).await;
+    assert_eq!((scope.code, &scope.problem()["code"]), (Some(4), &json!("insufficient_scope")));
+    assert!(!scope.err.contains(other.expose_secret()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_followed_over_a_restart_of_its_server() {
+    let mut world = World::start().await;
+    let mut child = world.octo(&["submit", "story.tell", r#"{"about":"gate"}"#]).spawn().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "Once ").await;
+    world.stop().await;
+    read_until(child.stderr.as_mut().unwrap(), "trying again for 60 s").await;
+    world.start_again().await;
+    world.open_gate();
+    let ran = ended(child).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.ends_with("gate\n"), "{ran:?}");
+}

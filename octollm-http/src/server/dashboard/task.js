@@ -314,7 +314,7 @@ function paintCalls() {
     return row;
   });
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((where) => {
-    const tick = el("span", {}, took(Math.round(span * where)));
+    const tick = el("span", {}, where ? took(Math.round(span * where)) : "0");
     tick.style.left = `${where * 100}%`;
     return tick;
   });

@@ -29,7 +29,7 @@ function makeRow(id) {
     use: el("span", { class: "use" }),
     fill: el("i", {}),
   };
-  const link = el("a", { href: `#/tasks/${id}` }, parts.state, parts.goal, parts.age, parts.note, parts.use, el("span", { class: "track" }, parts.fill));
+  const link = el("a", { href: `#/tasks/${id}` }, parts.state, el("span", { class: "line" }, parts.goal, parts.age), el("span", { class: "line" }, parts.note, parts.use), el("span", { class: "track" }, parts.fill));
   return { ...parts, link, node: el("li", { class: "task", "data-id": id }, link), status: "" };
 }
 function paintRow(row, task) {
@@ -41,7 +41,7 @@ function paintRow(row, task) {
   const { progress, metadata } = task;
   write(row.goal, taskName(task));
   const waits = task.status === "queued" && task.run_at && timeOf(task.run_at) > now();
-  const said = task.error && task.status !== "completed" ? task.error.message : progress.message;
+  const said = task.error && task.status !== "completed" ? task.error.message : task.status === "completed" ? listOf(metadata.arms_used).join(", ") : progress.message;
   write(row.note, waits ? `starts in ${ago(timeOf(task.run_at) - now())}` : said || (task.status === "queued" ? "waits for a place" : task.task_id));
   const used = metadata.tokens_used ? [`${count(metadata.tokens_used)} tok`, money(metadata.cost_dollars)] : [];
   write(row.use, task.status === "processing" ? `${progress.percentage} %` : [isFinished(task.status) && metadata.duration_seconds ? took(metadata.duration_seconds * 1000) : "", ...used].filter(Boolean).join(" · "));
@@ -213,7 +213,7 @@ function pickStatus(status) {
 
 function setUpTasks() {
   for (const status of ["", ...STATUSES]) {
-    $("statuses").append(el("button", { type: "button", role: "radio", "aria-checked": String(!status), tabindex: status ? "-1" : "0", "data-status": status, onclick: () => pickStatus(status) }, status ? [icon(status), el("span", {}, status)] : "all"));
+    $("statuses").append(el("button", { type: "button", role: "radio", "aria-checked": String(!status), tabindex: status ? "-1" : "0", "data-status": status, title: status || "all", onclick: () => pickStatus(status) }, status ? icon(status) : "", el("span", {}, status || "all")));
   }
   $("statuses").addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];

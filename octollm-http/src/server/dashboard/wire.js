@@ -122,7 +122,8 @@ class Feed {
           this.attempt = 0;
           let data;
           try { data = JSON.parse(event.data); } catch { continue; }
-          if (isObject(data)) this.onEvent(data);
+          // An error of the page is one, and no lost connection.
+          try { if (isObject(data)) this.onEvent(data); } catch (error) { reportError(error); }
         }
       }
     } finally { clearTimeout(timer); }

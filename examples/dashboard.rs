@@ -199,7 +199,7 @@ async fn main() -> Result<(), octollm::Error> {
     let bus = MemoryDurableBus::new();
     bill(&bus).await?;
     let brain = Brain::builder().arm(Desk).arms(arms.bus(bus.clone()).build()?).bus(bus.clone()).build()?;
-    let mut server = Server::new("desk").description("Answers questions.").orchestrator(brain.clone());
+    let mut server = Server::new("desk").description("Answers questions.").version("1.0.0").orchestrator(brain.clone());
     server = server.bus(bus.clone()).dead_letters(bus);
     if let Some(key) = &key {
         server = server.tokens(TokenVerifier::builder().root(KeySet::new("desk").with_key(key)?));

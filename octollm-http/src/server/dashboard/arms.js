@@ -149,5 +149,5 @@ function paintArm(card, cards, measured) {
   el("ul", { class: "contracts" }, cards.map((one) => el("li", {}, el("span", { class: `health ${one.status}` }, one.status), " ", el("code", {}, one.endpoint || "no URL"), " ", el("span", { class: "soft" }, [one.version ? `version ${one.version}` : "", one.cost_tier ? `cost tier ${one.cost_tier}` : ""].filter(Boolean).join(" · "))))));
 }
 
-function followArms() { arms.polls.push(new Poll(5000, readArms)); }
+function followArms() { arms.polls.push(new Poll(5000, readArms, "arms")); }
 function leaveArms() { arms.polls.splice(0).forEach((poll) => poll.close()); }

@@ -34,7 +34,7 @@ function makeLetter(letter) {
   const node = el("li", { class: "letter" },
     el("div", { class: "letter-head" }, el("span", { class: "pill failed" }, icon("failed"), event ? String(event.event_type) : "no event"), el("b", {}, letter.reason),
       event ? el("button", { type: "button", "aria-label": `Deliver ${event.event_type} ${letter.id} again`, onclick: (click) => replay(letter, node, click.currentTarget, bad) }, "Deliver again") : ""),
-    el("p", { class: "soft" }, plural(letter.attempts, "attempt"), event ? [" · ", at(moment, event.timestamp), " · ", el("code", {}, event.subject || event.source)] : ""),
+    el("p", { class: "soft" }, plural(letter.attempts, "attempt"), event ? [" · ", at(moment, event.timestamp), " · ", el("code", {}, event.subject || event.source), " · ", summaryOf(event)] : ""),
     bad,
     el("details", {}, el("summary", {}, "Event and attempts"),
       el("ul", { class: "history" }, listOf(letter.history).filter(isObject).map((attempt) => el("li", {}, el("time", {}, at(moment, attempt.at)), " ", el("span", { class: "error" }, attempt.reason), " ", el("code", { class: "soft" }, attempt.consumer)))),

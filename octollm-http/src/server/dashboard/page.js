@@ -17,7 +17,7 @@ function setLive(name, state) {
 }
 function paintLive() {
   const states = [...page.live.values()];
-  const [kind, words] = page.needsToken ? ["off", "needs a token"] : states.includes("waiting") ? ["lost", "reconnecting"] : states.includes("open") ? ["on", "live"] : states.includes("polling") ? ["on", "live, polled"] : page.view === "arms" || page.view === "dead-letters" ? ["on", "live"] : ["off", "connecting"];
+  const [kind, words] = page.needsToken ? ["off", "needs a token"] : states.includes("waiting") ? ["lost", "reconnecting"] : states.includes("open") ? ["on", "live"] : states.includes("polling") ? ["on", "live, polled"] : states.includes("answered") ? ["on", "live"] : ["off", "connecting"];
   setClass($("live"), `live ${kind}`);
   write($("live"), words);
   $("banner").hidden = kind !== "lost";
@@ -76,8 +76,8 @@ function stop() {
 }
 function start() {
   page.needsToken = false;
-  page.polls.push(new Poll(15000, readHealth));
-  if (has("/metrics")) page.polls.push(new Poll(2500, readMetrics));
+  page.polls.push(new Poll(5000, readHealth, "health"));
+  if (has("/metrics")) page.polls.push(new Poll(2500, readMetrics, "metrics"));
   route();
 }
 async function readHealth(signal) {

@@ -63,7 +63,7 @@ function followTask(last = "") {
   detail.feed = new Feed(`tasks/${id}/events`, {
     onEvent: (update) => { if (detail.id === id) onUpdate(update); },
     last,
-    isOver: (feed) => detail.id !== id || Boolean(detail.task && isFinished(detail.task.status) && (detail.isLast || feed.ends > 0)),
+    isOver: (feed) => detail.id !== id || detail.isLast || Boolean(detail.task && isFinished(detail.task.status) && feed.ends > 0),
     onState: (state, error) => {
       if (detail.id !== id) return;
       setLive("task", ["refused", "over"].includes(state) ? "" : state);

@@ -173,7 +173,7 @@ function onTaskEvent(event) {
 // The list lives on events where the server has a bus, and otherwise on being read again.
 function followTasks() {
   leaveTasks();
-  const read = (time) => new Poll(time, readTasks);
+  const read = (time) => new Poll(time, readTasks, "list");
   if (!has("/events")) {
     tasks.poll = read(2000);
     return setLive("tasks", "polling");

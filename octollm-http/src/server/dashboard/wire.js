@@ -97,7 +97,8 @@ class Feed {
       }
       this.attempt += 1;
       if (this.isClosed) return;
-      this.onState("waiting");
+      // The end of a stream is no loss while the next one opens.
+      if (this.attempt > 1) this.onState("waiting");
       const hurry = new AbortController();
       addEventListener("online", () => hurry.abort(), { once: true, signal: hurry.signal });
       await sleep(wait, AbortSignal.any([this.abort.signal, hurry.signal]));
@@ -132,11 +133,11 @@ class Feed {
 
 // Repeats work while the page is visible, and waits longer after failures.
 class Poll {
-  constructor(time, work) {
-    Object.assign(this, { time, work, attempt: 0, abort: new AbortController(), timer: undefined });
+  constructor(time, work, name) {
+    Object.assign(this, { time, work, name, attempt: 0, abort: new AbortController(), timer: undefined });
     this.next(0);
   }
-  close() { clearTimeout(this.timer); this.abort.abort(); }
+  close() { clearTimeout(this.timer); this.abort.abort(); setLive(this.name, ""); }
   next(wait) {
     clearTimeout(this.timer);
     if (!this.abort.signal.aborted) this.timer = setTimeout(() => this.turn(), wait);
@@ -147,12 +148,15 @@ class Poll {
     try {
       await this.work(this.abort.signal);
       this.attempt = 0;
+      this.say("answered");
     } catch (error) {
       if (!(error instanceof Refused)) { if (!this.abort.signal.aborted) throw error; return; }
       if (error.isFinal) return this.close();
       wait = Math.max(wait, backoff(this.attempt), error.wait || 0);
       this.attempt += 1;
+      if (error.status === 0) this.say("waiting");
     }
     this.next(wait);
   }
+  say(state) { if (!this.abort.signal.aborted) setLive(this.name, state); }
 }

@@ -121,7 +121,8 @@ impl Arm<TaskRequest> for Desk {
         }
         cx.phase(Phase::Execution);
         cx.progress(20, "looking for sources");
-        let wanted = ["history", "anatomy", "behaviour"].map(|part| FindSources { about: format!("{goal}: {part}") });
+        let wanted =
+            ["history", "anatomy", "behaviour"].map(|part| FindSources { about: format!("{goal}: {part}") });
         let found = cx.call_all(wanted).await?;
         cx.progress(45, "writing");
         let sources = found.iter().map(Vec::len).sum();
@@ -141,7 +142,12 @@ impl Arm<TaskRequest> for Desk {
 async fn bill(bus: &MemoryDurableBus) -> Result<(), octollm::Error> {
     let mut billing = bus.consume("billing", "events:order:paid".parse()?, ConsumeOptions::default()).await?;
     for order in 1..=5 {
-        bus.publish(Event::new("order.paid", "shop", serde_json::json!({ "order": order, "euros": 12 * order }))?).await?;
+        bus.publish(Event::new(
+            "order.paid",
+            "shop",
+            serde_json::json!({ "order": order, "euros": 12 * order }),
+        )?)
+        .await?;
         let Some(Ok(delivery)) = billing.next().await else { break };
         match order % 2 {
             0 => delivery.nack(Nack::dead_letter("the account has no address")).await?,
@@ -199,7 +205,8 @@ async fn main() -> Result<(), octollm::Error> {
     let bus = MemoryDurableBus::new();
     bill(&bus).await?;
     let brain = Brain::builder().arm(Desk).arms(arms.bus(bus.clone()).build()?).bus(bus.clone()).build()?;
-    let mut server = Server::new("desk").description("Answers questions.").version("1.0.0").orchestrator(brain.clone());
+    let mut server =
+        Server::new("desk").description("Answers questions.").version("1.0.0").orchestrator(brain.clone());
     server = server.bus(bus.clone()).dead_letters(bus);
     if let Some(key) = &key {
         server = server.tokens(TokenVerifier::builder().root(KeySet::new("desk").with_key(key)?));

@@ -244,7 +244,7 @@ def check_tasks(browser, server, proxy):
     page.until("document.querySelector('#detail .pill.failed')", "it fails")
     page.until("document.querySelector('.call.failed')", "its failed call is listed")
     shown = page.run("document.getElementById('detail').innerText")
-    for words in (HTML, "contradicts its second source", "arm_failed"):
+    for words in (HTML, "contradicts its second source", "step judge"):
         assert words in shown, f"{words} is not in {shown}"
     page.holds(f"document.querySelector('#tasks').innerText.includes({json.dumps(HTML)})", "markup is text in the list")
     page.run("document.querySelector('#detail .actions .main').click()")
@@ -288,7 +288,7 @@ def check_lost(browser, server, proxy, restart):
 def check_views(browser, server, proxy):
     page = Page(browser, proxy.url + PREFIX, "#/arms")
     page.until("document.querySelectorAll('#arms .card').length === 3", "the arms are listed")
-    page.until("document.querySelectorAll('#arms .health.healthy').length === 3", "they are healthy")
+    page.until("document.querySelectorAll('#arms .card-head .healthy').length === 3", "they are healthy")
     page.until("document.querySelectorAll('#arms .breaker-closed').length === 3", "their breakers are closed")
     page.run("document.querySelector('#arms summary').click()")
     page.until("document.querySelector('#arms .card').innerText.includes('text.judge')", "they have contracts")

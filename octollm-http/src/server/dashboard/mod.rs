@@ -54,9 +54,11 @@ struct Dashboard {
 
 impl Dashboard {
     fn new() -> Result<Self, ConfigError> {
-        let page = MARKUP
-            .replacen("<style></style>", &format!("<style>{STYLE}</style>"), 1)
-            .replacen("<script></script>", &format!("<script>{SCRIPT}</script>"), 1);
+        let page = MARKUP.replacen("<style></style>", &format!("<style>{STYLE}</style>"), 1).replacen(
+            "<script></script>",
+            &format!("<script>{SCRIPT}</script>"),
+            1,
+        );
         let refused = |problem: &'static str| ConfigError::new("dashboard", problem);
         let policy = HeaderValue::try_from(policy()).map_err(|_| refused("has no policy"))?;
         let tag = tag_of(page.as_bytes()).map_err(|_| refused("has no tag"))?;
@@ -110,11 +112,24 @@ mod tests {
         let page = String::from_utf8(Dashboard::new().unwrap().page.to_vec()).unwrap();
         for (at, _) in page.match_indices("://") {
             // The namespace of pictures.
-            assert!(page[..at + 20].ends_with("http://www.w3.org/2000") || page[at..].starts_with("://www.w3.org/2000/svg"), "{}", &page[at..at + 40]);
+            assert!(
+                page[..at + 20].ends_with("http://www.w3.org/2000")
+                    || page[at..].starts_with("://www.w3.org/2000/svg"),
+                "{}",
+                &page[at..at + 40]
+            );
         }
-        for word in
-            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "style=\"", "localStorage", "cookie"]
-        {
+        for word in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Function(",
+            "style=\"",
+            "localStorage",
+            "cookie",
+        ] {
             assert!(!page.contains(word), "{word}");
         }
     }

@@ -128,7 +128,7 @@ pub(crate) fn page() -> Operation {
 #[cfg(feature = "dashboard")]
 pub(crate) fn dashboard() -> Operation {
     let summary = "A page that displays tasks, arms, events and dead letters as they change.";
-    (Method::GET, "/dashboard", text("dashboard", summary, "text/html"))
+    (Method::GET, "/dashboard", tagged(text("dashboard", summary, "text/html")))
 }
 
 /// A document of this media type, whatever its readers accept.

@@ -101,7 +101,7 @@ class Proxy:
 class Page:
     def __init__(self, browser, url, view="", width=1440, height=900, dark=False, still=True):
         self.browser, self.url = browser, url
-        self.target = browser.send("Target.createTarget", url="about:blank")["targetId"]
+        self.target = browser.send("Target.createTarget", url="about:blank", newWindow=True)["targetId"]  # A tab in the background is hidden.
         self.session = browser.send("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
             self.send(f"{domain}.enable")
@@ -328,6 +328,21 @@ def check_views(browser, server, proxy):
     page.end()
 
 
+def check_many(browser, server, proxy):
+    """More tasks than a page has."""
+    first = server.submit("The first of many")
+    for number in range(60):
+        server.submit(f"hold {number}")
+    page = Page(browser, proxy.url + PREFIX)
+    page.until("document.querySelectorAll('#tasks li').length === 50", "a page of tasks is listed")
+    page.holds(f"!{page.row(first)}", "the first one is on the next page")
+    page.run("document.getElementById('older').click()")
+    page.until(page.row(first), "older tasks are listed at request")
+    page.run("const box = document.getElementById('task-filter'); box.value = 'first of many'; box.dispatchEvent(new Event('input'))")
+    page.holds("document.querySelectorAll('#tasks li').length === 1", "the filter leaves one")
+    page.end()
+
+
 def check_tokens(browser, examples, folder):
     key = folder / "desk.pem"
     server = Server(examples / "dashboard", "--key", str(key))
@@ -392,13 +407,12 @@ def draw(browser, server, folder):
     """What the page looks like after a minute of work."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = [
-        ("dashboard_light", "", 1440, 900, False), ("dashboard_dark", "", 1440, 900, True), ("dashboard_phone", "", 390, 844, False),
+        ("dashboard_light", "", 1340, 840, False), ("dashboard_dark", "", 1340, 840, True), ("dashboard_phone", "", 390, 844, False),
         ("dashboard_arms", "#/arms", 1200, 420, True), ("dashboard_events", "#/events", 1200, 640, False),
     ]
     drawn = [(name, Page(browser, server.url, *rest)) for name, *rest in pages]
     time.sleep(100)
     for name, page in drawn:
-        browser.send("Target.activateTarget", targetId=page.target)
         if name in ("dashboard_light", "dashboard_dark"):
             # One that has just begun to write.
             page.until("[...document.querySelectorAll('#tasks .processing .say')].some((one) => one.textContent === 'writing')", "a task writes")
@@ -431,6 +445,8 @@ def main():
         check_views(browser, server, proxy)
         check_lost(browser, server, proxy, None if is_short else lambda: start("--quiet"))
         if not is_short:
+            server = start("--quiet")
+            check_many(browser, server, Proxy(server.port))
             check_tokens(browser, examples, folder)
         print(f"{version} displays tasks, arms, events and dead letters, and follows them")
     finally:

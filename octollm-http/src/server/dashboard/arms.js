@@ -136,7 +136,7 @@ function paintArm(card, cards, measured) {
   const shown = JSON.stringify([m?.rate, m?.failing, m?.latency, m?.busy, m?.waiting, m?.breaker, m?.rejected]);
   if (card.shown !== shown || m) {
     card.shown = shown;
-    card.course.replaceChildren(m ? spark(m.rates, `Calls per second: ${m.rate.toFixed(1)}`) : el("p", { class: "soft small" }, "Not called yet."));
+    card.course.replaceChildren(m ? spark(m.rates, `Calls per second: ${m.rate.toFixed(1)}`) : el("p", { class: "soft small" }, totals.before ? "Not called yet." : ""));
     card.load.replaceChildren(...(m ? [fact("Calls / s", m.rate.toFixed(1)), fact("Latency", took(m.latency)), fact("Failing", `${Math.round(m.failing * 100)} %`, m.failing > 0.1 ? "bad" : ""), fact("Load", m.waiting ? `${m.busy} + ${m.waiting} waiting` : String(m.busy), m.waiting ? "warn" : "")] : []));
     const states = [["closed", "closed"], ["half_open", "half open"], ["open", "open"]].filter(([state]) => m?.breaker[state]);
     card.breaker.replaceChildren(...(states.length ? [el("span", { class: "soft" }, "Breaker"), ...states.map(([state, name]) => el("span", { class: `chip breaker-${state}` }, m.breaker[state] > 1 ? `${name} × ${m.breaker[state]}` : name))] : []), m?.rejected ? el("span", { class: "soft" }, `${plural(m.rejected, "call")} rejected`) : "");

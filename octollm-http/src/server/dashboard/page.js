@@ -118,6 +118,9 @@ function useToken(text) {
   tasks.all.clear();
   tasks.contracts.clear();
   Object.assign(bus, { held: [], seen: 0 });
+  Object.assign(totals, { rates: [], running: [], before: undefined });
+  arms.measured.clear();
+  $("tiles").hidden = true;
   for (const id of ["events", "letters"]) $(id).replaceChildren();
   paintTasks();
   paintAccess();
@@ -175,7 +178,7 @@ setUpToken();
 addEventListener("hashchange", route);
 addEventListener("visibilitychange", onVisibility);
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && page.view === "tasks" && "detail" in document.body.dataset && !$("ask").open) location.hash = "#/tasks";
+  if (event.key === "Escape" && !(event.target instanceof HTMLInputElement) && page.view === "tasks" && "detail" in document.body.dataset && !$("ask").open) location.hash = "#/tasks";
 });
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); $("main").focus(); });
 // Times go on between two answers.

@@ -9,7 +9,7 @@ const tasks = {
   contracts: new Map(), // of tasks without a goal, as events name them
   status: "",
   words: "",
-  next: null,
+  next: undefined, // cursor of the page after those that were read; null at the end
   stale: new Set(), // ids to read again
   reading: false,
   feed: undefined,
@@ -55,7 +55,9 @@ function isListed(task) {
   return (!tasks.status || task.status === tasks.status) && (!words || `${taskName(task)} ${task.task_id}`.toLowerCase().includes(words));
 }
 function paintTasks() {
-  const listed = [...tasks.all.values()].filter(isListed).sort(newestFirst).slice(0, MOST);
+  const all = [...tasks.all.values()].sort(newestFirst);
+  for (const task of all.splice(MOST)) if (task.task_id !== detail.id) tasks.all.delete(task.task_id);
+  const listed = all.filter(isListed);
   const ids = new Set(listed.map((task) => task.task_id));
   for (const [id, row] of tasks.rows) if (!ids.has(id)) { row.node.remove(); tasks.rows.delete(id); }
   let before = $("tasks").firstElementChild;
@@ -82,7 +84,6 @@ function sayTasks(words) {
 
 function take(task) {
   if (!isObject(task) || typeof task.task_id !== "string" || !isObject(task.progress) || !isObject(task.metadata)) return;
-  skew = Math.max(skew, timeOf(task.updated_at) - Date.now());
   tasks.all.set(task.task_id, task);
   if (task.task_id === detail.id) showTask(task);
 }
@@ -98,7 +99,7 @@ async function readTasks(signal) {
     const oldest = found.length && page.next ? timeOf(found.at(-1).created_at) : -Infinity;
     for (const [id, task] of tasks.all) if (timeOf(task.created_at) >= oldest && id !== detail.id) tasks.all.delete(id);
     found.forEach(take);
-    if (!tasks.all.size || oldest === -Infinity || tasks.next === null) tasks.next = page.next;
+    if (tasks.next === undefined) tasks.next = page.next;
     tasks.stale.clear();
     paintTasks();
   } catch (error) {
@@ -110,7 +111,7 @@ async function readTasks(signal) {
 }
 function forget(words) {
   tasks.all.clear();
-  tasks.next = null;
+  tasks.next = undefined;
   paintTasks();
   sayTasks(words);
 }
@@ -205,7 +206,7 @@ function pickStatus(status) {
     button.tabIndex = isPicked ? 0 : -1;
   }
   tasks.all.clear();
-  tasks.next = null;
+  tasks.next = undefined;
   paintTasks();
   sayTasks("Loading.");
   followTasks();

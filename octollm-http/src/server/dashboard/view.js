@@ -73,8 +73,12 @@ const moment = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle
 const timeOf = (text) => Date.parse(text);
 const at = (format, text) => (Number.isFinite(timeOf(text)) ? format.format(timeOf(text)) : String(text));
 
-// The clock of the server less that of the browser, from the times in its answers.
+// The clock of the server less that of the browser, where they differ by more than the way of an answer.
 let skew = 0;
+function skewOf(date) {
+  const found = Date.parse(date || "") + 500 - Date.now();
+  return Math.abs(found) > 2500 ? found : 0;
+}
 const now = () => Date.now() + skew;
 
 const LONGEST = 100000;

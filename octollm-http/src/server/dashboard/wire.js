@@ -32,6 +32,7 @@ async function request(path, { method = "GET", body, accept = "application/json"
     if (signal?.aborted) throw error;
     throw new Refused(0, {});
   }
+  skew = skewOf(answer.headers.get("date"));
   if (answer.ok || answer.status === 304) return answer;
   let problem = {};
   try { problem = await answer.json(); } catch { /* It has no problem in its body. */ }

@@ -415,8 +415,8 @@ def draw(browser, server, folder):
     for name, page in drawn:
         if name in ("dashboard_light", "dashboard_dark"):
             # One that has just begun to write.
-            page.until("[...document.querySelectorAll('#tasks .processing .say')].some((one) => one.textContent === 'writing')", "a task writes")
-            page.run("[...document.querySelectorAll('#tasks .processing')].find((one) => one.innerText.includes('writing')).querySelector('a').click()")
+            page.until("[...document.querySelectorAll('#tasks .task.processing .say')].some((one) => one.textContent === 'writing')", "a task writes")
+            page.run("[...document.querySelectorAll('#tasks .task.processing')].find((one) => one.innerText.includes('writing')).querySelector('a').click()")
             page.until("document.querySelector('#detail .stream')?.textContent.length > 120", "words arrive")
         if name == "dashboard_phone":
             page.run("document.querySelector('#tasks .completed a').click()")

@@ -410,14 +410,16 @@ def draw(browser, server, folder):
         ("dashboard_light", "", 1340, 840, False), ("dashboard_dark", "", 1340, 840, True), ("dashboard_phone", "", 390, 844, False),
         ("dashboard_arms", "#/arms", 1200, 420, True), ("dashboard_events", "#/events", 1200, 640, False),
     ]
-    drawn = [(name, Page(browser, server.url, *rest)) for name, *rest in pages]
+    # Each at an origin of its own: a browser has six connections to one.
+    drawn = [(name, Page(browser, Proxy(server.port).url + PREFIX, *rest)) for name, *rest in pages]
     time.sleep(100)
     for name, page in drawn:
+        page.send("Emulation.setScrollbarsHidden", hidden=True)
         if name in ("dashboard_light", "dashboard_dark"):
             # One that has just begun to write.
             page.until("[...document.querySelectorAll('#tasks .task.processing .say')].some((one) => one.textContent === 'writing')", "a task writes")
             page.run("[...document.querySelectorAll('#tasks .task.processing')].find((one) => one.innerText.includes('writing')).querySelector('a').click()")
-            page.until("document.querySelector('#detail .stream')?.textContent.length > 120", "words arrive")
+            page.until("document.querySelector('#detail .stream')?.textContent.length > 260", "words arrive")
         if name == "dashboard_phone":
             page.run("document.querySelector('#tasks .completed a').click()")
             page.until("document.querySelectorAll('.call').length === 5", "its calls are there")

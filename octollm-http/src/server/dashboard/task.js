@@ -148,7 +148,7 @@ function addChunk(data) {
     (stream.lastChild || stream.appendChild(document.createTextNode(""))).appendData(text);
   }
   detail.parts.text.hidden = false;
-  if (isAtEnd) stream.scrollTop = stream.scrollHeight;
+  if (isAtEnd && detail.task?.status === "processing") stream.scrollTop = stream.scrollHeight;
 }
 
 function setValue(name, text) { write(detail.parts.facts.querySelector(`[data-value=${name}]`), text); }
@@ -295,7 +295,9 @@ function paintCalls() {
   const begin = created <= first && first - created < 3 * (end - first) ? created : first;
   const span = Math.max(end - begin, 1);
   const part = (time) => `${Math.min(100, Math.max(0, ((time - begin) / span) * 100))}%`;
-  const rows = [...steps].sort((a, b) => startOf(a) - startOf(b)).map((step) => {
+  // Calls of a batch begin at nearly one time: these are in the order of their numbers.
+  const rank = (step) => Math.round((startOf(step) - begin) / 40);
+  const rows = [...steps].sort((a, b) => rank(a) - rank(b) || String(a.step).localeCompare(String(b.step), "en", { numeric: true })).map((step) => {
     const isOpen = step.outcome === "unknown" && !isFinished(task.status);
     const bar = el("i", { class: `bar hue${hueOf(step.arm || step.contract)} ${step.outcome} ${isOpen ? "open" : ""}` });
     const ends = isOpen ? end : timeOf(step.at);
@@ -305,7 +307,7 @@ function paintCalls() {
     const row = el("details", { class: `call ${step.outcome}`, "data-step": name },
       el("summary", {},
         el("span", { class: "name" }, el("b", {}, /^\d+$/.test(name) ? `#${name}` : name), " ", el("span", { class: "contract" }, step.contract)),
-        el("span", { class: "who" }, step.arm || "no arm", step.attempts > 1 ? el("span", { class: "chip warn" }, plural(step.attempts, "attempt")) : ""),
+        el("span", { class: "who" }, step.arm || (isOpen ? "running" : "no arm"), step.attempts > 1 ? el("span", { class: "chip warn" }, plural(step.attempts, "attempt")) : ""),
         el("span", { class: "lane" }, bar),
         el("span", { class: "time" }, isOpen ? took(end - startOf(step)) : took(step.duration_ms)),
         el("span", { class: "sr" }, step.outcome === "unknown" ? (isOpen ? "running" : "outcome unknown") : step.outcome)),

@@ -2,7 +2,7 @@
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
 # and storm, of the load, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons
 # Python 3 and PyPI, for the SQL store Debian's postgresql, for Redis its redis-server, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
-# wrk, nghttp2-client and openssl, and for the documentation page chromium.
+# wrk, nghttp2-client and openssl, and for the documentation page and the dashboard chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -67,6 +67,9 @@ scripts/openapi.sh
 
 step "the documentation page in a browser"
 scripts/docs_page.sh
+
+step "the dashboard in a browser"
+scripts/dashboard.sh --short
 
 step "schemas against servers"
 scripts/fuzz_schemas.sh --short

@@ -70,6 +70,7 @@
 //! | `tokens` | capability tokens (with `http`); needs a C compiler | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `compression` | gzip for answers and request bodies of servers | no |
+//! | `dashboard` | a page at servers of orchestrators that displays tasks, arms and events | no |
 //! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |
 //! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
@@ -154,6 +155,8 @@ mod guide {
     mod arms {}
     #[doc = include_str!("../docs/guide/calls.md")]
     mod calls {}
+    #[doc = include_str!("../docs/guide/dashboard.md")]
+    mod dashboard {}
     #[doc = include_str!("../docs/guide/discovery.md")]
     mod discovery {}
     #[doc = include_str!("../docs/guide/durability.md")]

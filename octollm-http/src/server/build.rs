@@ -77,6 +77,10 @@ impl Server {
             document.add_page();
             table.add(Method::GET, "/docs", DocsPage)?;
         }
+        #[cfg(feature = "dashboard")]
+        if has_tasks && self.has_dashboard {
+            super::dashboard::add_dashboard(&mut table, &mut document)?;
+        }
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =

@@ -7,6 +7,7 @@ mod bad_http2;
 mod bad_input;
 #[cfg(feature = "compression")]
 mod compressed;
+mod dashboard;
 mod dead_letters;
 mod docs;
 #[cfg(feature = "tls")]

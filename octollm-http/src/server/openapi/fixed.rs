@@ -124,6 +124,13 @@ pub(crate) fn page() -> Operation {
     (Method::GET, "/docs", text("docs", "A page that displays this document.", "text/html"))
 }
 
+/// The page that displays tasks, arms and events as they change.
+#[cfg(feature = "dashboard")]
+pub(crate) fn dashboard() -> Operation {
+    let summary = "A page that displays tasks, arms, events and dead letters as they change.";
+    (Method::GET, "/dashboard", tagged(text("dashboard", summary, "text/html")))
+}
+
 /// A document of this media type, whatever its readers accept.
 fn text(id: &str, summary: &str, media_type: &str) -> Value {
     let mut operation = document(id, summary, Value::Null);

@@ -139,6 +139,13 @@ impl Document {
         self.operation(&method, path, operation);
     }
 
+    /// Adds the page that displays tasks, arms and events.
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn add_dashboard(&mut self) {
+        let (method, path, operation) = fixed::dashboard();
+        self.operation(&method, path, operation);
+    }
+
     /// Adds the routes of tasks.
     fn with_tasks(mut self) -> Self {
         fixed::task_schemas(&mut self.schemas);

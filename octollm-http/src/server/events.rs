@@ -63,7 +63,7 @@ impl LiveStreams {
 }
 
 /// When the deadline of a caller passes, or its token is no longer accepted.
-fn authority_ends(cx: &Context) -> Option<Instant> {
+pub(crate) fn authority_ends(cx: &Context) -> Option<Instant> {
     let now = Instant::now();
     let granted = cx.caller().grant().and_then(|grant| grant.valid_until);
     let granted = granted.and_then(|end| {

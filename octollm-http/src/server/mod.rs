@@ -55,6 +55,8 @@ mod streamed;
 mod arm;
 mod tasks;
 mod bus_events;
+#[cfg(feature = "ws")]
+mod socket;
 mod registry;
 mod openapi;
 mod docs;
@@ -114,7 +116,7 @@ use crate::{
 /// |---|---|
 /// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
-/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `GET /tasks/{id}/events`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
+/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `GET /tasks/{id}/events`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms`; with the feature `ws` `GET /ws` and `/ws/tasks/{id}` |
 /// | [`registry`](Self::registry) | `POST /arms/register`, `DELETE /arms/{id}` |
 /// | [`dead_letters`](Self::dead_letters) | `GET /dead-letters`, `POST /dead-letters/{id}/replay` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
@@ -140,6 +142,8 @@ pub struct Server {
     exposure: Exposure,
     has_docs: bool,
     registry: Option<Registry>,
+    #[cfg(feature = "ws")]
+    origins: Vec<String>,
     announcing: Announcing,
     /// Only with the feature `tokens`.
     verifies_tokens: bool,
@@ -178,6 +182,8 @@ impl Server {
             exposure: Exposure::default(),
             has_docs: true,
             registry: None,
+            #[cfg(feature = "ws")]
+            origins: Vec::new(),
             announcing: Announcing::default(),
             verifies_tokens: false,
             #[cfg(feature = "tokens")]

@@ -389,8 +389,7 @@ async fn a_token_comes_in_either_field_and_is_never_echoed() {
 async fn a_socket_ends_with_the_token_or_the_deadline_of_its_caller() {
     let (peer, ..) = bound(server().authenticate(by_token)).await;
     let id = told(peer, "", "Authorization: Bearer ann\r\n", 1, true).await;
-    for fields in
-        ["Authorization: Bearer brief\r\n", "Authorization: Bearer ann\r\nOctollm-Timeout: 300\r\n"]
+    for fields in ["Authorization: Bearer brief\r\n", "Authorization: Bearer ann\r\nOctollm-Timeout: 300\r\n"]
     {
         let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}"), fields).await;
         let (updates, code) = socket.to_close().await;
@@ -459,8 +458,7 @@ async fn a_socket_opens_below_a_prefix_and_not_over_http2() {
     let peer = Peer::Tcp(listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
     let id = told(peer, "/brain", "", 2, false).await;
-    let (updates, code) =
-        Socket::open(peer, &format!("/brain/ws/tasks/{id}"), "").await.to_close().await;
+    let (updates, code) = Socket::open(peer, &format!("/brain/ws/tasks/{id}"), "").await.to_close().await;
     assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
     let mut socket = Socket::open(peer, "/brain/ws", "").await;
     socket.send(FIN | TEXT, b"\xff").await;

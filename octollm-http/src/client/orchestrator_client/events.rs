@@ -98,12 +98,7 @@ impl OrchestratorClient {
     }
 
     /// Opens the updates of a task. `None` where there is no such route.
-    async fn open(
-        &self,
-        id: &TaskId,
-        after: Option<u64>,
-        cx: &Context,
-    ) -> Result<Option<Source>, Failure> {
+    async fn open(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<Option<Source>, Failure> {
         let admission = self.0.protection.admit()?;
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let limit = cx.deadline().map_or(limit, |deadline| deadline.min(limit));

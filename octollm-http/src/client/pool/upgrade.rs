@@ -44,7 +44,8 @@ impl Pool {
             }
         });
         let answer = sender.send_request(request.map(|_| Full::<Bytes>::default())).await;
-        let mut answer = answer.map_err(|error| failed("the connection was lost before an answer came", error))?;
+        let mut answer =
+            answer.map_err(|error| failed("the connection was lost before an answer came", error))?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = hyper::upgrade::on(&mut answer).await;
             let upgraded = upgraded.map_err(|error| failed("the connection was not passed on", error))?;

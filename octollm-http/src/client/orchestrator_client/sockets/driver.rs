@@ -74,7 +74,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         loop {
             let is_idle = self.followed.tasks().is_empty();
             self.idle = is_idle.then(|| self.idle.unwrap_or_else(Instant::now));
-            let due = self.heard + self.limits.interval + if self.has_pinged { self.limits.timeout } else { Duration::ZERO };
+            let due = self.heard
+                + self.limits.interval
+                + if self.has_pinged { self.limits.timeout } else { Duration::ZERO };
             let due = self.idle.map_or(due, |since| due.min(since + self.limits.idle));
             tokio::select! {
                 biased;
@@ -126,7 +128,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 let code = frame.map_or(1005, |frame| u16::from(frame.code));
                 // What waits is the answer to the close frame.
                 let _ = timeout(CLOSE, self.ws.next()).await;
-                return Err(Failure::new(ErrorKind::ConnectionLost, format!("the WebSocket was closed with {code}")));
+                return Err(Failure::new(
+                    ErrorKind::ConnectionLost,
+                    format!("the WebSocket was closed with {code}"),
+                ));
             }
             _ => return Ok(()),
         };
@@ -158,7 +163,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let (id, is_last) = (update.task_id().clone(), update.is_last());
         {
             let mut tasks = self.followed.tasks();
-            let Some(follower) = tasks.get(&id).filter(|follower| follower.is_confirmed) else { return Ok(()) };
+            let Some(follower) = tasks.get(&id).filter(|follower| follower.is_confirmed) else {
+                return Ok(());
+            };
             match follower.items.try_send(Item::Update(update)) {
                 Ok(()) => {
                     if is_last {

@@ -67,6 +67,10 @@ impl Server {
         if self.jwks.is_some() {
             document = document.with_jwks();
         }
+        #[cfg(feature = "ws")]
+        if has_tasks {
+            document.add_sockets();
+        }
         if has_tasks && self.bus.is_some() {
             document.add_events();
         }

@@ -71,6 +71,8 @@ pub(crate) enum Request {
 pub(crate) enum Notice {
     /// The updates of a task with numbers above `after` follow.
     Subscribed { task_id: TaskId, after: u64 },
+    /// The task has ended, and has no update above `after`.
+    Ended { task_id: TaskId },
     /// A request has failed, or the updates of a task have ended before the task.
     Error {
         code: ErrorKind,

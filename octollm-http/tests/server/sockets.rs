@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use http::request::Parts;
 use octollm_core::{
+    Arm, Context,
     brain::Brain,
-    error::{ErrorKind, Failure},
+    error::{ArmError, ErrorKind, Failure},
     parts::{Caller, Grant},
 };
 use octollm_http::Server;
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
@@ -186,14 +191,23 @@ async fn one_socket_follows_many_tasks() {
     assert_eq!((&error["code"], &error["task_id"]), (&json!("overloaded"), &json!(fourth)));
     // What is unsubscribed is not sent, and makes room.
     socket.ask(json!({ "type": "unsubscribe", "task_id": ids[0] })).await;
-    socket.ask(json!({ "type": "subscribe", "task_id": fourth, "after": 1000 })).await;
-    assert_eq!(socket.json().await, json!({ "type": "subscribed", "task_id": fourth, "after": 1000 }));
+    socket.ask(json!({ "type": "subscribe", "task_id": fourth, "after": 1 })).await;
+    assert_eq!(socket.json().await, json!({ "type": "subscribed", "task_id": fourth, "after": 1 }));
+    while socket.json().await["type"] != "chunk" {}
     for id in [&ids[0], &ids[1]] {
         socket.ask(json!({ "type": "cancel", "task_id": id })).await;
     }
     let update = socket.json().await;
     assert_eq!((&update["task_id"], &update["status"]), (&json!(ids[1]), &json!("cancelled")));
     assert_eq!(peer.get(&format!("/tasks/{}", ids[0])).await.json()["status"], "cancelled");
+    // What has ended, and has nothing more to send, says so.
+    let seq = update["seq"].as_u64().unwrap();
+    socket.ask(json!({ "type": "subscribe", "task_id": ids[1], "after": seq - 1 })).await;
+    assert_eq!(socket.json().await["type"], "subscribed");
+    assert_eq!(socket.json().await, update);
+    socket.ask(json!({ "type": "subscribe", "task_id": ids[1], "after": seq })).await;
+    assert_eq!(socket.json().await["type"], "subscribed");
+    assert_eq!(socket.json().await, json!({ "type": "ended", "task_id": ids[1] }));
     for (request, code) in [
         (json!({ "type": "subscribe", "task_id": "task_0000000000000000" }), "task_not_found"),
         (json!({ "type": "cancel", "task_id": "task_0000000000000000" }), "task_not_found"),
@@ -300,11 +314,13 @@ async fn what_is_no_request_is_an_error_and_then_the_end() {
         assert_eq!(socket.to_close().await, (Vec::new(), 1008), "{text}");
     }
     let id = told(peer, "", "", 1, true).await;
-    let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}?after=1000"), "").await;
+    let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}"), "").await;
+    while socket.json().await["type"] != "chunk" {}
     socket.ask(json!({ "type": "subscribe", "task_id": id })).await;
     assert_eq!(socket.json().await["code"], "bad_request");
     socket.ask(json!({ "type": "cancel", "task_id": id })).await;
-    assert_eq!(peer.get(&format!("/tasks/{id}")).await.json()["status"], "cancelled");
+    assert_eq!(socket.json().await["status"], "cancelled");
+    assert_eq!(socket.to_close().await, (Vec::new(), 1000));
 }
 
 #[tokio::test]
@@ -428,26 +444,94 @@ async fn a_socket_whose_peer_answers_no_ping_is_dropped() {
     Socket::open(peer, "/ws", "").await;
 }
 
+/// Sends so many chunks of a size.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "text.pour", output = usize, chunk = String, timeout = "60s")]
+struct Pour {
+    chunks: usize,
+    bytes: usize,
+}
+
+struct Pourer;
+
+#[async_trait]
+impl Arm<Pour> for Pourer {
+    async fn execute(&self, pour: Pour, cx: &Context) -> Result<usize, ArmError> {
+        // Until those that follow it are there.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for _ in 0..pour.chunks {
+            cx.chunk::<Pour>(&"x".repeat(pour.bytes)).await;
+        }
+        Ok(pour.chunks)
+    }
+}
+
+async fn poured(peer: Peer, chunks: usize, bytes: usize) -> String {
+    let body = json!({ "contract": "text.pour", "input": { "chunks": chunks, "bytes": bytes } });
+    let accepted = peer.post("/tasks", "", &body.to_string()).await;
+    accepted.json()["task_id"].as_str().unwrap().to_owned()
+}
+
+fn pouring() -> Server {
+    Server::new("brain").orchestrator(Brain::builder().arm::<Pour>(Pourer).build().unwrap())
+}
+
 #[tokio::test]
 async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
-    let (peer, ..) = bound(server().write_timeout(Duration::from_millis(500))).await;
-    let words = 60_000;
-    let (mut slow, mut fast) = (Socket::open(peer, "/ws", "").await, Socket::open(peer, "/ws", "").await);
-    let id = told(peer, "", "", words, true).await;
-    // The log has the last 256 updates: it is read again and again, so that much is written.
-    let ask = async |socket: &mut Socket| {
-        socket.ask(json!({ "type": "subscribe", "task_id": id })).await;
-    };
-    ask(&mut fast).await;
-    ask(&mut slow).await;
-    let mut last = 0;
-    while last < words as u64 {
-        let update = fast.json().await;
-        last = update["seq"].as_u64().unwrap_or(last);
-    }
+    let (peer, ..) = bound(pouring().write_timeout(Duration::from_millis(300))).await;
+    let id = poured(peer, 1_500, 16 * 1024).await;
+    let path = format!("/ws/tasks/{id}");
+    let (mut slow, mut fast) = (Socket::open(peer, &path, "").await, Socket::open(peer, &path, "").await);
+    let (updates, code) = fast.to_close().await;
+    assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
+    tokio::time::sleep(Duration::from_millis(600)).await;
     // It has a part of what there was, and then the reason.
     let (updates, code) = slow.to_close().await;
     assert_eq!(code, 1013, "{} updates", updates.len());
+    let mut last = 0;
+    for update in &updates {
+        let seq = update["seq"].as_u64().unwrap();
+        assert_eq!(seq, last + update["missed"].as_u64().unwrap_or(1));
+        last = seq;
+    }
+}
+
+#[tokio::test]
+async fn a_large_update_arrives_in_several_frames() {
+    let (peer, ..) = bound(pouring()).await;
+    let id = poured(peer, 1, 200_000).await;
+    let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}"), "").await;
+    let update = loop {
+        let update = socket.json().await;
+        if update["type"] == "chunk" {
+            break update;
+        }
+    };
+    assert_eq!(update["data"].as_str().unwrap().len(), 200_000);
+}
+
+#[tokio::test]
+async fn a_thousand_sockets_of_a_task_have_every_update_beside_one_that_is_not_read() {
+    let (peer, ..) = bound(pouring().max_live_streams(1_001)).await;
+    let id = poured(peer, 100, 20).await;
+    let path = format!("/ws/tasks/{id}");
+    let unread = Socket::open(peer, &path, "").await;
+    let mut sockets = tokio::task::JoinSet::new();
+    for _ in 0..1_000 {
+        let path = path.clone();
+        sockets.spawn(async move { Socket::open(peer, &path, "").await.to_close().await });
+    }
+    let mut count = 0;
+    while let Some(socket) = sockets.join_next().await {
+        let (updates, code) = socket.unwrap();
+        let numbers = updates.iter().map(|update| update["seq"].as_u64().unwrap());
+        assert!(numbers.eq(1..=updates.len() as u64));
+        assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
+        assert_eq!(updates.iter().filter(|update| update["type"] == "chunk").count(), 100);
+        count += 1;
+    }
+    assert_eq!(count, 1_000);
+    drop(unread);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ pub(crate) type Operation = (Method, &'static str, Value);
 
 /// The tag of contracts.
 pub(crate) const CONTRACTS: &str = "contracts";
-const TASKS: &str = "tasks";
+pub(crate) const TASKS: &str = "tasks";
 const SCREENING: &str = "screening";
 pub(crate) const EVENTS: &str = "events";
 const SERVER: &str = "server";
@@ -253,7 +253,7 @@ pub(crate) fn registry_schemas(schemas: &mut Map<String, Value>) {
     insert(schemas, "Cleared", output_schema::<Cleared>());
 }
 
-fn task_in_path() -> Value {
+pub(crate) fn task_in_path() -> Value {
     json!({ "name": "id", "in": "path", "required": true, "schema": inline::<TaskId>() })
 }
 

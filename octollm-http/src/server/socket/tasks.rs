@@ -56,9 +56,20 @@ type Item = (TaskId, u64, Option<TaskUpdate>);
 
 /// A request that has ended.
 enum Done {
-    Watched { task_id: TaskId, after: u64, number: u64, updates: Result<TaskUpdates, Failure> },
+    Watched {
+        task_id: TaskId,
+        after: u64,
+        number: u64,
+        updates: Result<TaskUpdates, Failure>,
+    },
     Failed(TaskId, Failure),
     Cancelled,
+    /// The updates have ended without a final status: whether the task has ended.
+    Ended {
+        task_id: TaskId,
+        number: u64,
+        is_over: bool,
+    },
 }
 
 /// What is to be sent.
@@ -188,8 +199,10 @@ impl Tasks {
                 return Poll::Ready(Outgoing::Notice(notice));
             }
             if let Poll::Ready(Some(done)) = self.running.poll_next_unpin(cx) {
-                self.done(done);
-                continue;
+                match self.done(done) {
+                    Some(outgoing) => return Poll::Ready(outgoing),
+                    None => continue,
+                }
             }
             let Poll::Ready(Some(item)) = self.updates.poll_next_unpin(cx) else { return Poll::Pending };
             if let Some(outgoing) = self.item(item) {
@@ -198,13 +211,19 @@ impl Tasks {
         }
     }
 
-    fn done(&mut self, done: Done) {
+    fn done(&mut self, done: Done) -> Option<Outgoing> {
         match done {
             Done::Cancelled => {}
             Done::Failed(task_id, failure) => self.refuse(task_id, &failure),
+            Done::Ended { task_id, number, is_over } => {
+                if self.followed.get(&task_id).is_some_and(|followed| followed.number == number) {
+                    self.followed.remove(&task_id);
+                    return Some(self.ended(task_id, is_over));
+                }
+            }
             Done::Watched { task_id, after, number, updates } => {
                 if self.followed.get(&task_id).is_none_or(|followed| followed.number != number) {
-                    return;
+                    return None;
                 }
                 match updates {
                     Ok(updates) => {
@@ -218,6 +237,7 @@ impl Tasks {
                 }
             }
         }
+        None
     }
 
     fn item(&mut self, (id, number, update): Item) -> Option<Outgoing> {
@@ -226,18 +246,35 @@ impl Tasks {
             followed.is_over = update.is_last();
             return Some(Outgoing::Update(Box::new(update)));
         }
-        let is_over = followed.is_over;
-        self.followed.remove(&id);
-        match (self.only.is_some(), is_over) {
-            (true, true) => Some(Outgoing::Close(Close::new(code::NORMAL, "the task has ended"))),
-            (true, false) => {
-                Some(Outgoing::Close(Close::new(code::TRY_AGAIN, "the updates have ended: connect again")))
+        if followed.is_over {
+            self.followed.remove(&id);
+            let is_only = self.only.is_some();
+            return is_only.then(|| Outgoing::Close(Close::new(code::NORMAL, "the task has ended")));
+        }
+        let (orchestrator, cx) = (self.orchestrator.clone(), self.cx.clone());
+        self.running.push(
+            async move {
+                let task = orchestrator.get(&id, &cx).await;
+                let is_over = task.is_ok_and(|task| task.status.is_finished());
+                Done::Ended { task_id: id, number, is_over }
             }
-            (false, true) => None,
+            .boxed(),
+        );
+        None
+    }
+
+    /// What follows from updates that have ended without a final status.
+    fn ended(&self, task_id: TaskId, is_over: bool) -> Outgoing {
+        match (self.only.is_some(), is_over) {
+            (true, true) => Outgoing::Close(Close::new(code::NORMAL, "the task has ended")),
+            (true, false) => {
+                Outgoing::Close(Close::new(code::TRY_AGAIN, "the updates have ended: connect again"))
+            }
+            (false, true) => Outgoing::Notice(Notice::Ended { task_id }),
             (false, false) => {
                 let words = "the updates have ended before the task: subscribe again";
                 let failure = Failure::new(ErrorKind::Unavailable, words);
-                Some(Outgoing::Notice(Notice::of(&failure, Some(id))))
+                Outgoing::Notice(Notice::of(&failure, Some(task_id)))
             }
         }
     }

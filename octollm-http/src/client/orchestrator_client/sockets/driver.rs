@@ -145,6 +145,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     let _ = follower.items.try_send(Item::Subscribed);
                 }
             }
+            // As a stream that ends.
+            Ok(Notice::Ended { task_id }) => drop(self.followed.tasks().remove(&task_id)),
             Ok(Notice::Error { code, message, task_id, retryable }) => {
                 let mut failure = Failure::new(code, message).before_execution();
                 failure.retryable = retryable;

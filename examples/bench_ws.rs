@@ -40,7 +40,8 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    runtime, task::JoinSet,
+    runtime,
+    task::JoinSet,
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -87,7 +88,12 @@ impl Orchestrator for Ready {
         Err(Failure::of(ErrorKind::TaskNotFound))
     }
 
-    async fn watch(&self, _: &TaskId, _: Option<u64>, _: &Context) -> std::result::Result<TaskUpdates, Failure> {
+    async fn watch(
+        &self,
+        _: &TaskId,
+        _: Option<u64>,
+        _: &Context,
+    ) -> std::result::Result<TaskUpdates, Failure> {
         let updates = stream::iter(self.0.clone());
         Ok(TaskUpdates::new(updates.chain(stream::pending())))
     }
@@ -230,7 +236,9 @@ async fn events(address: SocketAddr, count: u64) -> Result<()> {
 }
 
 async fn client(address: SocketAddr, count: u64) -> Result<()> {
-    let client = octollm::http::client::OrchestratorClient::builder(format!("http://{address}")).websockets().build()?;
+    let client = octollm::http::client::OrchestratorClient::builder(format!("http://{address}"))
+        .websockets()
+        .build()?;
     let mut updates = client.watch(&ID.parse()?, None, &Context::detached()).await?;
     let mut last = 0;
     while last < count {
@@ -247,7 +255,11 @@ fn cpu() -> Result<Duration> {
 }
 
 /// Messages per second, and the CPU time of each in microseconds.
-fn measured<F: Future<Output = Result<()>>>(kind: Kind, count: u64, read: impl Fn(SocketAddr, u64) -> F) -> Result<(f64, f64)> {
+fn measured<F: Future<Output = Result<()>>>(
+    kind: Kind,
+    count: u64,
+    read: impl Fn(SocketAddr, u64) -> F,
+) -> Result<(f64, f64)> {
     let address = serve(kind, count)?;
     let runtime = runtime()?;
     let (before, begun) = (cpu()?, Instant::now());
@@ -312,7 +324,11 @@ fn resident() -> Result<u64> {
 
 async fn sockets(count: usize, updates: usize) -> Result<()> {
     let brain = Brain::builder().arm::<Count>(Counter).build()?;
-    let server = Server::new("brain").orchestrator(brain.clone()).max_live_streams(count + 1).bind("127.0.0.1:0").await?;
+    let server = Server::new("brain")
+        .orchestrator(brain.clone())
+        .max_live_streams(count + 1)
+        .bind("127.0.0.1:0")
+        .await?;
     let address = server.local_addr();
     tokio::spawn(server.run());
     let submission = Submission::of(&Count { to: updates })?.run_in(Duration::from_secs(3));

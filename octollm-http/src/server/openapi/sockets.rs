@@ -23,16 +23,19 @@ pub(crate) fn operations() -> Vec<Operation> {
             let words = "The connection is a WebSocket from now on.";
             responses.insert("101".into(), json!({ "description": words }));
         }
-        let field = |name: &str, is_required: bool, schema: Value, words: &str| {
-            json!({ "name": name, "in": "header", "required": is_required, "schema": schema, "description": words })
-        };
+        let field = |name: &str, is_required: bool, schema: Value, words: &str| json!({ "name": name, "in": "header", "required": is_required, "schema": schema, "description": words });
         let protocol = "`bearer, <token>`, for browsers, which can send no `Authorization`.";
         let fields = [
             field("Upgrade", true, json!({ "const": "websocket" }), "With `Connection: upgrade`."),
             field("Sec-WebSocket-Version", true, json!({ "const": "13" }), "The version of the protocol."),
             field("Sec-WebSocket-Key", true, json!({ "type": "string" }), "16 random bytes in base64."),
             field("Sec-WebSocket-Protocol", false, json!({ "type": "string" }), protocol),
-            field("Origin", false, json!({ "type": "string" }), "Of a page: that of this host, or one that is allowed."),
+            field(
+                "Origin",
+                false,
+                json!({ "type": "string" }),
+                "Of a page: that of this host, or one that is allowed.",
+            ),
         ];
         push_parameters(&mut operation, fields);
         operation

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Limits,
+    counted::Counted,
     tasks::{Outgoing, Tasks},
 };
 use crate::wire::socket::{FRAGMENT, MAX_FRAME, MAX_MESSAGE, config};
@@ -51,6 +52,8 @@ pub(super) mod code {
 
 /// Time for the closing handshake.
 const CLOSE: Duration = Duration::from_secs(5);
+/// Bytes that the other end has to read within the limit on writes, or the rest.
+const PIECE: u64 = 16 * 1024;
 /// Updates that are written before the next message is read.
 const BATCH: usize = 64;
 /// Time over which the rate of messages counts.
@@ -96,16 +99,14 @@ enum End {
 
 /// One connection.
 pub(super) struct Line<T> {
-    ws: WebSocketStream<T>,
+    ws: WebSocketStream<Counted<T>>,
     tasks: Tasks,
     limits: Limits,
     /// Frames that are not written yet: those of one message, or a ping.
     outgoing: VecDeque<Message>,
     is_unflushed: bool,
-    /// Whether there was no room for the next frame.
-    is_full: bool,
-    /// Since when the other end has not read what was written.
-    blocked: Option<Instant>,
+    /// Since when the other end has not read all that was written, and the bytes that were written then.
+    blocked: Option<(Instant, u64)>,
     next_ping: Instant,
     /// When the ping was sent that is not answered yet.
     pinged: Option<Instant>,
@@ -116,8 +117,12 @@ pub(super) struct Line<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
     pub(super) async fn new(io: T, tasks: Tasks, limits: Limits) -> Self {
-        let ws =
-            WebSocketStream::from_raw_socket(io, Role::Server, Some(config(MAX_MESSAGE, MAX_FRAME))).await;
+        let ws = WebSocketStream::from_raw_socket(
+            Counted::new(io),
+            Role::Server,
+            Some(config(MAX_MESSAGE, MAX_FRAME)),
+        )
+        .await;
         let now = Instant::now();
         Self {
             ws,
@@ -125,7 +130,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
             limits,
             outgoing: VecDeque::new(),
             is_unflushed: false,
-            is_full: false,
             blocked: None,
             next_ping: now + limits.ping,
             pinged: None,
@@ -195,7 +199,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
 
     /// When the next limit ends.
     fn due(&self) -> Instant {
-        let blocked = self.blocked.map(|since| since + self.limits.write);
+        let blocked = self.blocked.map(|(since, _)| since + self.limits.write);
         let pinged = self.pinged.map(|at| at + self.limits.pong);
         [blocked, pinged].into_iter().flatten().fold(self.next_ping, Instant::min)
     }
@@ -203,7 +207,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
     /// Pings, or ends a connection whose other end does not read or answer.
     fn late(&mut self, now: Instant) -> Option<End> {
         match self.blocked {
-            Some(since) if now >= since + self.limits.write => {
+            Some((since, before)) if now >= since + self.limits.write => {
+                let written = self.ws.get_ref().written();
+                if written - before >= PIECE {
+                    self.blocked = Some((now, written));
+                    return None;
+                }
                 return Some(End::Close(Close::new(code::TRY_AGAIN, "the updates are read too slowly")));
             }
             // A ping would arrive after what is not read yet.
@@ -246,7 +255,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
         if self.poll_flush(cx)?.is_ready() && self.outgoing.is_empty() {
             self.blocked = None;
         } else if self.blocked.is_none() {
-            self.blocked = Some(Instant::now());
+            self.blocked = Some((Instant::now(), self.ws.get_ref().written()));
             // The timer is set.
             return Poll::Ready(Ok(None));
         }
@@ -265,13 +274,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while !self.outgoing.is_empty() {
             match Pin::new(&mut self.ws).poll_ready(cx) {
-                Poll::Ready(Ok(())) if self.is_full => (self.is_full, self.blocked) = (false, None),
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(ended(&error))),
-                Poll::Pending => {
-                    self.is_full = true;
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
             }
             let Some(frame) = self.outgoing.pop_front() else { break };
             if let Err(error) = Pin::new(&mut self.ws).start_send(frame) {

@@ -1,5 +1,6 @@
 //! Live updates over WebSockets: `GET /ws/tasks/{id}` for one task, and `GET /ws` for many.
 
+mod counted;
 mod handshake;
 mod line;
 mod tasks;

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --features ws --example bench_ws -- MESSAGES [ROUNDS]
 //! cargo run --release --features ws --example bench_ws -- sockets COUNT UPDATES
+//! cargo run --features ws --example bench_ws -- serve
 //! ```
 //!
 //! `ws` is the server of octollm beside `tokio-tungstenite` alone, `sse` the same beside `hyper` alone. The bare server writes the same update
@@ -12,6 +13,9 @@
 //!
 //! `sockets` opens so many WebSockets of one task of a brain, and one more that is not read. It prints how long the updates took to all, and
 //! the memory of both ends for each connection. It fails if a connection has not every update.
+//!
+//! `serve` prints the URL of a brain whose arm counts (`text.count`), for callers with a token such as `ann` or `eve`, and runs until it is
+//! stopped. `scripts/interop_ws.sh` runs it.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -30,6 +34,7 @@ use nix::sys::{
 };
 use octollm::{
     card::ArmCard,
+    context::Caller,
     error::{ErrorKind, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, TaskPage, TaskUpdates},
@@ -376,6 +381,22 @@ async fn sockets(count: usize, updates: usize) -> Result<()> {
     Ok(())
 }
 
+/// Serves callers whose token is their name.
+async fn server() -> Result<()> {
+    let by_name = |head: &http::request::Parts| match head.headers.get("authorization").map(|token| token.as_bytes()) {
+        None => Ok(Caller::Anonymous),
+        Some(b"Bearer ann") => Ok(Caller::known("ann", ["text:*"])),
+        Some(b"Bearer eve") => Ok(Caller::known("eve", ["text:*"])),
+        Some(_) => Err(Failure::of(ErrorKind::Unauthenticated)),
+    };
+    let brain = Brain::builder().arm::<Count>(Counter).build()?;
+    let server = Server::new("brain").orchestrator(brain).authenticate(by_name);
+    let server = server.event_ping(Duration::from_millis(500)).max_socket_messages(20).bind("127.0.0.1:0").await?;
+    println!("{}", server.url());
+    server.run_until_signal().await;
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let number = |at: usize, default: usize| match arguments.get(at) {
@@ -384,6 +405,9 @@ fn main() -> Result<()> {
     };
     if arguments.first().is_some_and(|first| first == "sockets") {
         return runtime()?.block_on(sockets(number(1, 1_000)?, number(2, 100)?));
+    }
+    if arguments.first().is_some_and(|first| first == "serve") {
+        return runtime()?.block_on(server());
     }
     compare(number(0, 200_000)? as u64, number(1, 5)?)
 }

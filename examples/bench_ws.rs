@@ -383,15 +383,17 @@ async fn sockets(count: usize, updates: usize) -> Result<()> {
 
 /// Serves callers whose token is their name.
 async fn server() -> Result<()> {
-    let by_name = |head: &http::request::Parts| match head.headers.get("authorization").map(|token| token.as_bytes()) {
-        None => Ok(Caller::Anonymous),
-        Some(b"Bearer ann") => Ok(Caller::known("ann", ["text:*"])),
-        Some(b"Bearer eve") => Ok(Caller::known("eve", ["text:*"])),
-        Some(_) => Err(Failure::of(ErrorKind::Unauthenticated)),
-    };
+    let by_name =
+        |head: &http::request::Parts| match head.headers.get("authorization").map(|token| token.as_bytes()) {
+            None => Ok(Caller::Anonymous),
+            Some(b"Bearer ann") => Ok(Caller::known("ann", ["text:*"])),
+            Some(b"Bearer eve") => Ok(Caller::known("eve", ["text:*"])),
+            Some(_) => Err(Failure::of(ErrorKind::Unauthenticated)),
+        };
     let brain = Brain::builder().arm::<Count>(Counter).build()?;
     let server = Server::new("brain").orchestrator(brain).authenticate(by_name);
-    let server = server.event_ping(Duration::from_millis(500)).max_socket_messages(20).bind("127.0.0.1:0").await?;
+    let server =
+        server.event_ping(Duration::from_millis(500)).max_socket_messages(20).bind("127.0.0.1:0").await?;
     println!("{}", server.url());
     server.run_until_signal().await;
     Ok(())

@@ -63,7 +63,7 @@ pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
 /// More statuses of a registration. Without tokens proofs cannot be verified.
 const OF_REGISTRATIONS: &[u16] = if cfg!(feature = "tokens") { &[409] } else { &[409, 501] };
 /// More statuses of the routes of one task.
-const OF_TASKS: &[u16] = &[404, 409, 501];
+pub(crate) const OF_TASKS: &[u16] = &[404, 409, 501];
 
 /// The route of the card of a server without an orchestrator.
 pub(crate) fn capabilities() -> Operation {

@@ -5,15 +5,13 @@ use serde_json::{Value, json};
 
 use super::{
     components::reference,
-    fixed::{OF_PLACES, Operation, TASKS, fails, get, push_parameters, query, task_in_path},
+    fixed::{OF_PLACES, OF_TASKS, Operation, TASKS, fails, get, push_parameters, query, task_in_path},
 };
 
 pub(crate) fn operations() -> Vec<Operation> {
-    let operation = |id: &str, summary: &str, words: &str| {
+    let operation = |id: &str, summary: &str, words: &str, errors: &[&[u16]]| {
         let mut operation = get(id, summary, Value::Null);
-        for statuses in [OF_PLACES, &[404, 426, 501]] {
-            fails(&mut operation, statuses);
-        }
+        errors.iter().for_each(|statuses| fails(&mut operation, statuses));
         operation["tags"] = json!([TASKS]);
         operation["description"] = words.into();
         if let Some(responses) = operation["responses"].as_object_mut() {
@@ -44,11 +42,13 @@ pub(crate) fn operations() -> Vec<Operation> {
         "followTasks",
         "A WebSocket that follows many tasks.",
         "Takes `subscribe`, `unsubscribe` and `cancel`, each with a `task_id`, as texts of JSON; sends `subscribed`, the updates, `ended` and `error`.",
+        &[&[401, 403, 426, 503, 504]],
     );
     let mut one = operation(
         "followTask",
         "A WebSocket that follows one task.",
         "Sends the updates of the task as texts of JSON, and closes after the last. Takes `cancel`.",
+        &[OF_PLACES, OF_TASKS, &[426]],
     );
     let after = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
     push_parameters(&mut one, [task_in_path(), query("after", after)]);

@@ -230,17 +230,43 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
         None
     }
 
-    /// Writes what is there, and then reads a message. Ends with `None` after some updates, so that timers are seen.
+    /// Writes what is there, and then reads a message. Ends with `None` where a limit has changed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, End>> {
-        let mut written = 0;
         loop {
-            if self.poll_write(cx)?.is_pending() {
+            self.poll_updates(cx)?;
+            if self.poll_flush(cx)?.is_pending() {
+                if self.blocked.is_none() {
+                    self.blocked = Some((Instant::now(), self.ws.get_ref().written()));
+                    return Poll::Ready(Ok(None));
+                }
                 break;
             }
+            // Where there was no room for a frame, there may be some now.
+            if self.outgoing.is_empty() {
+                self.blocked = None;
+                break;
+            }
+        }
+        if !self.tasks.has_room() {
+            return Poll::Pending;
+        }
+        match Pin::new(&mut self.ws).poll_next(cx) {
+            Poll::Ready(Some(Ok(message))) => Poll::Ready(Ok(Some(message))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Err(ended(&error))),
+            Poll::Ready(None) => Poll::Ready(Err(End::Lost)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Passes updates on, as far as there is room for them.
+    fn poll_updates(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let mut written = 0;
+        while self.poll_write(cx)?.is_ready() {
             if let Some(close) = self.close {
-                return Poll::Ready(Err(End::Close(close)));
+                return Err(End::Close(close));
             }
             if written >= BATCH {
+                // What arrives meanwhile, and timers, are seen in between.
                 cx.waker().wake_by_ref();
                 break;
             }
@@ -252,22 +278,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
                 Outgoing::Close(close) => self.close = Some(close),
             }
         }
-        if self.poll_flush(cx)?.is_ready() && self.outgoing.is_empty() {
-            self.blocked = None;
-        } else if self.blocked.is_none() {
-            self.blocked = Some((Instant::now(), self.ws.get_ref().written()));
-            // The timer is set.
-            return Poll::Ready(Ok(None));
-        }
-        if !self.tasks.has_room() {
-            return Poll::Pending;
-        }
-        match Pin::new(&mut self.ws).poll_next(cx) {
-            Poll::Ready(Some(Ok(message))) => Poll::Ready(Ok(Some(message))),
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Err(ended(&error))),
-            Poll::Ready(None) => Poll::Ready(Err(End::Lost)),
-            Poll::Pending => Poll::Pending,
-        }
+        Ok(())
     }
 
     /// Passes frames on, as far as there is room for them.

@@ -72,6 +72,7 @@
 //! | `compression` | gzip for answers and request bodies of servers | no |
 //! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |
 //! | `otel` | the export of traces to OpenTelemetry | no |
+//! | `ws` | live updates over WebSockets | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |

@@ -461,6 +461,7 @@ impl Arm<Pour> for Pourer {
         tokio::time::sleep(Duration::from_millis(100)).await;
         for _ in 0..pour.chunks {
             cx.chunk::<Pour>(&"x".repeat(pour.bytes)).await;
+            tokio::task::yield_now().await;
         }
         Ok(pour.chunks)
     }
@@ -476,15 +477,15 @@ fn pouring() -> Server {
     Server::new("brain").orchestrator(Brain::builder().arm::<Pour>(Pourer).build().unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
-    let (peer, ..) = bound(pouring().write_timeout(Duration::from_millis(300))).await;
+    let (peer, ..) = bound(pouring().write_timeout(Duration::from_secs(1))).await;
     let id = poured(peer, 1_500, 16 * 1024).await;
     let path = format!("/ws/tasks/{id}");
     let (mut slow, mut fast) = (Socket::open(peer, &path, "").await, Socket::open(peer, &path, "").await);
     let (updates, code) = fast.to_close().await;
     assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     // It has a part of what there was, and then the reason.
     let (updates, code) = slow.to_close().await;
     assert_eq!(code, 1013, "{} updates", updates.len());

@@ -106,10 +106,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     }
 
     async fn send(&mut self, request: &Request) -> Result<(), Failure> {
-        let text = serde_json::to_string(request).map_err(|error| {
-            tracing::error!(%error, "request cannot be written as JSON");
-            Failure::of(ErrorKind::Internal)
-        })?;
+        let unwritten = |error: serde_json::Error| Failure::new(ErrorKind::Internal, error.to_string());
+        let text = serde_json::to_string(request).map_err(unwritten)?;
         self.write(Message::text(text)).await
     }
 

@@ -112,15 +112,16 @@ async def who():
 
 
 async def broken():
-    def frame(opcode, data, **bits):
-        return lambda socket: socket.transport.write(Frame(opcode, data, **bits).serialize(mask=True))
+    def frame(opcode, data):
+        return lambda socket: socket.transport.write(Frame(opcode, data).serialize(mask=True))
 
     async def texts(socket, count=2):
         for _ in range(count):
             await socket.send("{}")
 
     for code, act in (
-        (1002, frame(Opcode.TEXT, b"{}", rsv1=True)),
+        # Reserved bits, with a mask and without a payload.
+        (1002, lambda socket: socket.transport.write(b"\xc1\x80mask")),
         (1002, frame(Opcode.CONT, b"{}")),
         (1002, lambda socket: socket.transport.write(Frame(Opcode.TEXT, b"{}").serialize(mask=False))),
         (1003, lambda socket: socket.send(b"{}")),

@@ -96,10 +96,11 @@ impl Orchestrator for Ready {
     async fn watch(
         &self,
         _: &TaskId,
-        _: Option<u64>,
+        after: Option<u64>,
         _: &Context,
     ) -> std::result::Result<TaskUpdates, Failure> {
-        let updates = stream::iter(self.0.clone());
+        let after = usize::try_from(after.unwrap_or(0)).unwrap_or(usize::MAX);
+        let updates = stream::iter(self.0.get(after..).unwrap_or_default().to_vec());
         Ok(TaskUpdates::new(updates.chain(stream::pending())))
     }
 
@@ -350,7 +351,8 @@ async fn sockets(count: usize, updates: usize) -> Result<()> {
     for mut ws in open {
         followed.spawn(async move {
             let (mut last, mut began) = (0, Instant::now());
-            while let Some(Ok(Message::Text(text))) = ws.next().await {
+            while let Some(Ok(message)) = ws.next().await {
+                let Message::Text(text) = message else { continue };
                 let update: TaskUpdate = serde_json::from_str(&text)?;
                 if update.seq() != last + 1 {
                     return Err("an update is missing".into());

@@ -11,7 +11,8 @@ use octollm_core::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc::{self, error::TrySendError},
+    sync::mpsc,
+    task::yield_now,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::{
@@ -161,23 +162,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     async fn updated(&mut self, update: TaskUpdate) -> Result<(), Failure> {
         let (id, is_last) = (update.task_id().clone(), update.is_last());
-        {
+        let is_behind = {
             let mut tasks = self.followed.tasks();
             let Some(follower) = tasks.get(&id).filter(|follower| follower.is_confirmed) else {
                 return Ok(());
             };
-            match follower.items.try_send(Item::Update(update)) {
-                Ok(()) => {
-                    if is_last {
-                        tasks.remove(&id);
-                    }
-                    return Ok(());
-                }
-                // Whoever is slow receives what waits, and subscribes again.
-                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => tasks.remove(&id),
-            };
+            let sent = follower.items.try_send(Item::Update(update));
+            let is_behind = follower.items.capacity() < follower.items.max_capacity() / 2;
+            // Whoever is too slow receives what waits, and subscribes again.
+            if is_last || sent.is_err() {
+                tasks.remove(&id);
+            }
+            sent.map(|()| is_behind)
+        };
+        match is_behind {
+            // What has arrived at once is no reason to call a follower slow.
+            Ok(true) => yield_now().await,
+            Ok(false) => {}
+            Err(_) => return self.send(&Request::Unsubscribe { task_id: id }).await,
         }
-        self.send(&Request::Unsubscribe { task_id: id }).await
+        Ok(())
     }
 }
 

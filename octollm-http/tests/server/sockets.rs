@@ -112,12 +112,25 @@ impl Socket {
         serde_json::from_slice(&text).unwrap()
     }
 
+    /// Joins a message with its further frames.
+    async fn parts(&mut self, mut text: Vec<u8>, messages: &mut Vec<Value>) {
+        loop {
+            let (first, part) = self.frame().await;
+            text.extend(part);
+            if first & FIN != 0 {
+                return messages.push(serde_json::from_slice(&text).unwrap());
+            }
+        }
+    }
+
     /// The messages up to the close frame, and its code. Closes as well.
     async fn to_close(&mut self) -> (Vec<Value>, u16) {
         let mut messages = Vec::new();
         loop {
             let (first, payload) = self.frame().await;
             match first & 0xf {
+                // One in several frames.
+                TEXT if first & FIN == 0 => self.parts(payload, &mut messages).await,
                 TEXT => messages.push(serde_json::from_slice(&payload).unwrap()),
                 CLOSE => {
                     let code = u16::from_be_bytes(payload[..2].try_into().unwrap());
@@ -479,13 +492,32 @@ fn pouring() -> Server {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
-    let (peer, ..) = bound(pouring().write_timeout(Duration::from_secs(1))).await;
-    let id = poured(peer, 1_500, 16 * 1024).await;
+    let server = pouring().write_timeout(Duration::from_secs(1)).max_live_streams(2);
+    let (peer, ..) = bound(server).await;
+    let id = poured(peer, 300, 64 * 1024).await;
     let path = format!("/ws/tasks/{id}");
-    let (mut slow, mut fast) = (Socket::open(peer, &path, "").await, Socket::open(peer, &path, "").await);
+    let (unread, mut fast) = (Socket::open(peer, &path, "").await, Socket::open(peer, &path, "").await);
     let (updates, code) = fast.to_close().await;
     assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    // One that is never read is dropped, and its place is free.
+    let reopened = async {
+        loop {
+            let both =
+                [asked(peer, &path, &format!("{ASKS}{KEY}")), asked(peer, &path, &format!("{ASKS}{KEY}"))];
+            if futures_util::future::join_all(both).await.iter().all(|(answer, _)| answer.status == 101) {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), reopened).await.expect("the place is not free");
+    drop(unread);
+    // One that reads again after it was closed.
+    let (peer, ..) = bound(pouring().write_timeout(Duration::from_secs(1))).await;
+    let id = poured(peer, 300, 64 * 1024).await;
+    let path = format!("/ws/tasks/{id}");
+    Socket::open(peer, &path, "").await.to_close().await;
+    let mut slow = Socket::open(peer, &path, "").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     // It has a part of what there was, and then the reason.
     let (updates, code) = slow.to_close().await;
     assert_eq!(code, 1013, "{} updates", updates.len());

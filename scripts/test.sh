@@ -46,6 +46,8 @@ for mode in consume work paced-work; do
 done
 cargo run -q -p octollm-core --example bench_layers -- --short
 cargo run -q --all-features --example bench_brain -- memory 8 1
+cargo run -q --all-features --example bench_ws -- 20000 1
+cargo run -q --all-features --example bench_ws -- sockets 1000 100
 cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short
@@ -82,5 +84,8 @@ scripts/manifests.sh --short
 
 step "tokens of other libraries"
 scripts/interop_tokens.sh
+
+step "WebSockets of another library"
+scripts/interop_ws.sh
 
 step done

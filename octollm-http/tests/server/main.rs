@@ -35,6 +35,8 @@ mod registry;
 mod cached;
 mod routed;
 mod routes;
+#[cfg(feature = "ws")]
+mod sockets;
 mod statuses;
 mod tasks;
 #[cfg(feature = "tls")]

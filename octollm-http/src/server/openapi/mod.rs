@@ -4,6 +4,8 @@ mod components;
 mod dead_letters;
 mod fixed;
 mod headers;
+#[cfg(feature = "ws")]
+mod sockets;
 
 use std::time::Duration;
 
@@ -131,6 +133,14 @@ impl Document {
     pub(crate) fn add_events(&mut self) {
         let (method, path, operation) = fixed::events();
         self.operation(&method, path, operation);
+    }
+
+    /// Adds the WebSockets.
+    #[cfg(feature = "ws")]
+    pub(crate) fn add_sockets(&mut self) {
+        for (method, path, operation) in sockets::operations() {
+            self.operation(&method, path, operation);
+        }
     }
 
     /// Adds the page that displays the document.

@@ -54,17 +54,27 @@ impl Encoding {
     /// # Errors
     /// [`InvalidValue`] when the data cannot be written.
     pub fn to_fields(self, event: &Event) -> Result<Vec<(&'static str, Bytes)>, InvalidValue> {
-        let data = serde_json::to_vec(event.data()).map_err(|error| invalid(error.to_string()))?;
         let mut fields = Vec::with_capacity(NAMES.len() + 2);
-        for (name, value) in event.attributes() {
-            let name = NAMES.iter().find(|(native, _)| *native == name).map_or(name, |both| self.name(*both));
-            fields.push((name, Bytes::from(value.into_owned())));
+        self.each_field(event, |name, value| fields.push((name, Bytes::copy_from_slice(value))))?;
+        Ok(fields)
+    }
+
+    /// The same, one by one.
+    pub(crate) fn each_field(
+        self,
+        event: &Event,
+        mut add: impl FnMut(&'static str, &[u8]),
+    ) -> Result<(), InvalidValue> {
+        let data = serde_json::to_vec(event.data()).map_err(|error| invalid(error.to_string()))?;
+        for (native, value) in event.attributes() {
+            let both = NAMES.iter().find(|(name, _)| self == Self::CloudEvents && *name == native);
+            add(both.map_or(native, |both| self.name(*both)), value.as_bytes());
         }
         if self == Self::CloudEvents {
-            fields.push((CONTENT_TYPE, Bytes::from_static(JSON.as_bytes())));
+            add(CONTENT_TYPE, JSON.as_bytes());
         }
-        fields.push((DATA, data.into()));
-        Ok(fields)
+        add(DATA, &data);
+        Ok(())
     }
 
     /// Reads an event from fields in any order. Fields of other names are ignored.

@@ -31,11 +31,18 @@ impl Encoding {
     /// # Errors
     /// [`InvalidValue`] when the event cannot be written.
     pub fn encode(self, event: &Event) -> Result<Bytes, InvalidValue> {
+        self.write(event, event.size()).map(Bytes::from)
+    }
+
+    /// The same for an event whose [size](Event::size) is known.
+    pub(crate) fn write(self, event: &Event, size: usize) -> Result<Vec<u8>, InvalidValue> {
+        let mut bytes = Vec::with_capacity(size + ENVELOPE);
         let written = match self {
-            Self::Native => serde_json::to_vec(event),
-            Self::CloudEvents => serde_json::to_vec(&CloudEvent::of(event)),
+            Self::Native => serde_json::to_writer(&mut bytes, event),
+            Self::CloudEvents => serde_json::to_writer(&mut bytes, &CloudEvent::of(event)),
         };
-        written.map(Bytes::from).map_err(|error| invalid(error.to_string()))
+        written.map_err(|error| invalid(error.to_string()))?;
+        Ok(bytes)
     }
 
     /// Reads an event from a JSON document.
@@ -65,7 +72,8 @@ impl Encoding {
         event: &Event,
         mut add: impl FnMut(&'static str, &[u8]),
     ) -> Result<(), InvalidValue> {
-        let data = serde_json::to_vec(event.data()).map_err(|error| invalid(error.to_string()))?;
+        let mut data = Vec::with_capacity(256);
+        serde_json::to_writer(&mut data, event.data()).map_err(|error| invalid(error.to_string()))?;
         for (native, value) in event.attributes() {
             let both = NAMES.iter().find(|(name, _)| self == Self::CloudEvents && *name == native);
             add(both.map_or(native, |both| self.name(*both)), value.as_bytes());
@@ -114,6 +122,8 @@ impl Encoding {
     }
 }
 
+/// Room for names, times and punctuation.
+const ENVELOPE: usize = 192;
 const CONTENT_TYPE: &str = "datacontenttype";
 const DATA: &str = "data";
 

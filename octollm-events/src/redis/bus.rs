@@ -122,7 +122,7 @@ impl RedisBus {
     }
 
     /// Checks an event, and encodes it.
-    fn payload(&self, event: &Event) -> Result<bytes::Bytes, BusError> {
+    fn payload(&self, event: &Event) -> Result<Vec<u8>, BusError> {
         if *self.0.closed.borrow() {
             return Err(BusError::Closed);
         }
@@ -130,7 +130,7 @@ impl RedisBus {
         if size > limit {
             return Err(BusError::TooLarge { size, limit });
         }
-        self.0.encoding.encode(event).map_err(|error| RedisError::failed(error).into())
+        self.0.encoding.write(event, size).map_err(|error| RedisError::failed(error).into())
     }
 }
 

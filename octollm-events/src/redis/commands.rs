@@ -80,28 +80,42 @@ impl Commands {
 
     /// Sends a command, and follows its keys to other nodes of a cluster.
     async fn reply(&self, write: impl Fn(&mut Vec<u8>)) -> Result<Reply, RedisError> {
-        let mut asked = None;
-        for _ in 0..=REDIRECTIONS {
-            let (pipe, reply) = match asked.take() {
-                None => {
-                    let pipe = self.active().await?;
-                    let reply = pipe.request(&write).await?;
-                    (pipe, reply)
+        let pipe = self.active().await?;
+        match pipe.request(&write).await? {
+            // Futures of the rare paths are not part of that of each command.
+            Reply::Error(text) => Box::pin(self.follow(pipe, text, write)).await,
+            reply => Ok(reply),
+        }
+    }
+
+    /// Sends a command again, where an error says that its keys are at another node.
+    async fn follow(
+        &self,
+        mut pipe: Arc<Pipe>,
+        mut error: String,
+        write: impl Fn(&mut Vec<u8>),
+    ) -> Result<Reply, RedisError> {
+        for _ in 0..REDIRECTIONS {
+            let reply = match self.redirected(&pipe, &error).await {
+                None => return Ok(Reply::Error(error)),
+                Some(Redirection::Moved) => {
+                    pipe = self.active().await?;
+                    pipe.request(&write).await?
                 }
-                Some(node) => {
-                    let pipe = self.asked(node).await?;
-                    let reply = asking(&pipe, &write).await?;
-                    (pipe, reply)
+                Some(Redirection::Ask(node)) => {
+                    pipe = self.asked(node).await?;
+                    asking(&pipe, &write).await?
                 }
             };
-            let Reply::Error(text) = &reply else { return Ok(reply) };
-            match self.redirected(&pipe, text).await {
-                None => return Ok(reply),
-                Some(Redirection::Moved) => {}
-                Some(Redirection::Ask(node)) => asked = Some(node),
+            match reply {
+                Reply::Error(text) => error = text,
+                reply => return Ok(reply),
             }
         }
-        Err(moved())
+        match self.redirected(&pipe, &error).await {
+            None => Ok(Reply::Error(error)),
+            Some(_) => Err(moved()),
+        }
     }
 
     /// Executes commands in order, and returns a result for each.
@@ -178,9 +192,13 @@ impl Commands {
 
     /// The connection, or a new one where it is lost.
     async fn active(&self) -> Result<Arc<Pipe>, RedisError> {
-        if let Some(pipe) = self.usable() {
-            return Ok(pipe);
+        match self.usable() {
+            Some(pipe) => Ok(pipe),
+            None => Box::pin(self.reconnect()).await,
         }
+    }
+
+    async fn reconnect(&self) -> Result<Arc<Pipe>, RedisError> {
         let mut attempts = self.attempts.lock().await;
         if let Some(pipe) = self.usable() {
             return Ok(pipe);

@@ -1,6 +1,6 @@
 //! Commands and calls of scripts, as the server reads them.
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 /// A command with its arguments.
 #[derive(Debug, Clone)]
@@ -73,10 +73,11 @@ fn head(out: &mut Vec<u8>, kind: u8, mut number: usize) {
     out.extend_from_slice(&line[at - 1..]);
 }
 
-/// A script, which the server has under its hash.
+/// A script, which servers have under its hash.
 pub(super) struct Script {
-    script: redis::Script,
     body: String,
+    /// As the first server said that was given the script.
+    hash: OnceLock<String>,
 }
 
 /// Scripts that are made when they are first called.
@@ -84,8 +85,7 @@ pub(super) type LazyScript = LazyLock<Script>;
 
 impl Script {
     pub(super) fn new(body: impl Into<String>) -> Self {
-        let body = body.into();
-        Self { script: redis::Script::new(&body), body }
+        Self { body: body.into(), hash: OnceLock::new() }
     }
 
     /// A call with these keys.
@@ -114,9 +114,24 @@ impl Call<'_> {
         self.arg(number.to_string())
     }
 
-    /// Calls the script that the server has.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        self.args.write_after(&["EVALSHA", self.script.script.get_hash()], out);
+    pub(super) fn hash(&self) -> Option<&str> {
+        self.script.hash.get().map(String::as_str)
+    }
+
+    /// Has a server store the script. The reply is its hash.
+    pub(super) fn load(&self) -> Command {
+        let mut command = Command::new("SCRIPT");
+        command.arg("LOAD").arg(&self.script.body);
+        command
+    }
+
+    pub(super) fn loaded(&self, hash: String) -> &str {
+        self.script.hash.get_or_init(|| hash)
+    }
+
+    /// Calls the script that the server has under this hash.
+    pub(super) fn write(&self, hash: &str, out: &mut Vec<u8>) {
+        self.args.write_after(&["EVALSHA", hash], out);
     }
 
     /// Calls it with its text, which the server stores.

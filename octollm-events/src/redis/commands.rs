@@ -12,6 +12,7 @@ use super::{
     listener::Listener,
     pipe::Pipe,
     reply::Reply,
+    values::text,
 };
 
 /// Commands for a server. Those of many callers share one connection, without waiting for one another.
@@ -68,7 +69,11 @@ impl Commands {
 
     /// Executes a script.
     pub(super) async fn invoke(&self, call: &Call<'_>) -> Result<Reply, RedisError> {
-        let reply = self.reply(|out| call.write(out)).await?;
+        let hash = match call.hash() {
+            Some(hash) => hash,
+            None => call.loaded(text(self.execute(&call.load()).await?)),
+        };
+        let reply = self.reply(|out| call.write(hash, out)).await?;
         match &reply {
             // A server that was restarted, or another node.
             Reply::Error(text) if text.starts_with("NOSCRIPT") => {
@@ -230,11 +235,11 @@ impl Commands {
         let pipe = Pipe::new(stream, received, settings.timeout);
         in_time(async {
             let mut select = Command::new("SELECT");
-            select.arg(settings.login.db().to_string());
+            select.arg(settings.login.database.to_string());
             let mut name = Command::new("CLIENT");
             name.arg("SETINFO").arg("LIB-NAME").arg("octollm");
             let commands = [name, select];
-            let needed = if settings.login.db() == 0 { &commands[..1] } else { &commands[..] };
+            let needed = if settings.login.database == 0 { &commands[..1] } else { &commands[..] };
             let write = |out: &mut Vec<u8>| needed.iter().for_each(|command| command.write(out));
             let replies = pipe.request_each(needed.len(), write).await?;
             // Servers before 7.2 have no name of the library.

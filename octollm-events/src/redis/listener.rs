@@ -31,8 +31,8 @@ impl Listener {
             let stream = connector.stream(address).await?;
             let mut listener = Self { stream, buffer: BytesMut::new(), time: settings.heartbeat };
             let mut hello = vec!["HELLO", "3"];
-            if let Some(password) = settings.login.password() {
-                hello.extend(["AUTH", settings.login.username().unwrap_or("default"), password]);
+            if let Some(password) = &settings.login.password {
+                hello.extend(["AUTH", settings.login.user.as_deref().unwrap_or("default"), password]);
             }
             listener.send(&hello).await?;
             let server = match listener.next().await? {

@@ -17,6 +17,7 @@ mod pipe;
 mod reply;
 mod session;
 mod streams;
+mod url;
 mod values;
 mod warnings;
 

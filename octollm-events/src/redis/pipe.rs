@@ -141,10 +141,23 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ended(&self) -> RedisError {
-        let ended = self.queue().ended.clone();
-        ended.unwrap_or_else(|| RedisError::unreachable("the connection was closed"))
+    /// Fails those who wait, and all who come. Only the first reason counts.
+    fn end(&self, error: RedisError) {
+        self.is_lost.store(true, Ordering::Release);
+        let mut queue = self.queue();
+        queue.ended.get_or_insert(error);
+        let unsent = mem::take(&mut queue.waiting);
+        drop(queue);
+        drop(unsent);
     }
+
+    fn ended(&self) -> RedisError {
+        self.queue().ended.clone().unwrap_or_else(closed)
+    }
+}
+
+fn closed() -> RedisError {
+    RedisError::unreachable("the connection was closed")
 }
 
 /// What writes and reads.
@@ -163,16 +176,17 @@ struct Driver {
     is_timed: bool,
 }
 
+/// The runtime may end before the connection does.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shared.end(closed());
+    }
+}
+
 impl Driver {
     async fn run(mut self) {
         let error = std::future::poll_fn(|cx| self.poll(cx)).await;
-        self.shared.is_lost.store(true, Ordering::Release);
-        let mut queue = self.shared.queue();
-        queue.ended = Some(error);
-        let unsent = mem::take(&mut queue.waiting);
-        drop(queue);
-        // Those who wait see the error.
-        drop((unsent, self.waiting));
+        self.shared.end(error);
     }
 
     /// Ends with the reason why the connection is lost.

@@ -3,7 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
+use jiff::Timestamp;
+use octollm_core::bus::{DeadLetter, FailedAttempt};
 
+use crate::Encoding;
 use crate::redis::{
     reply::Reply,
     values::{bytes, items, text},
@@ -71,7 +74,7 @@ pub(super) fn fields(reply: Reply) -> Fields {
 }
 
 /// The bytes of an entry that is no event: its data, or all its fields.
-pub(super) fn raw(fields: &Fields) -> Bytes {
+fn raw(fields: &Fields) -> Bytes {
     match fields.iter().find(|(name, _)| &name[..] == b"data") {
         Some((_, data)) => data.clone(),
         None => fields
@@ -81,4 +84,30 @@ pub(super) fn raw(fields: &Fields) -> Bytes {
             .join(&b'\n')
             .into(),
     }
+}
+
+/// A dead letter, as the scripts write it.
+pub(super) fn dead_letter(encoding: Encoding, entry: Entry) -> DeadLetter {
+    let (mut reason, mut attempts, mut history, mut event) = (String::new(), 0, Vec::new(), Vec::new());
+    for (name, value) in entry.fields {
+        match &name[..] {
+            b"reason" => reason = String::from_utf8_lossy(&value).into_owned(),
+            b"attempts" => attempts = String::from_utf8_lossy(&value).parse().unwrap_or(0),
+            b"history" => history = read_history(&value),
+            [b'f', b':', ..] => event.push((name.slice(2..), value)),
+            _ => {}
+        }
+    }
+    let decoded = encoding.from_fields(event.iter().map(|(name, value)| (name, value)));
+    DeadLetter::new(entry.id.to_string(), decoded.map_err(|_| raw(&event)), reason, attempts)
+        .with_history(history)
+}
+
+/// The attempts that failed: of each the time in ms since 1970, the consumer and the reason. A history that cannot be read is none.
+fn read_history(json: &[u8]) -> Vec<FailedAttempt> {
+    let attempts: Vec<(i64, String, String)> = serde_json::from_slice(json).unwrap_or_default();
+    let read = |(at, consumer, reason)| {
+        FailedAttempt::new(Timestamp::from_millisecond(at).unwrap_or_default(), consumer, reason)
+    };
+    attempts.into_iter().map(read).collect()
 }

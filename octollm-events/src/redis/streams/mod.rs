@@ -12,11 +12,10 @@ mod scripts;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use octollm_core::{
     bus::{
-        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus,
-        FailedAttempt, Gap, GroupStatus, Overflow, Subscription,
+        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
+        GroupStatus, Overflow, Subscription,
     },
     error::ConfigError,
     event::{Event, Pattern},
@@ -26,7 +25,7 @@ use tokio::sync::watch;
 pub use self::builder::RedisStreamBusBuilder;
 use self::{
     delayed::{CANCEL_SCRIPT, DELAY_SCRIPT, of_delayed},
-    entry::{Entry, Id, raw},
+    entry::{Entry, Id, dead_letter},
     member::{LIFE, Member, SETTLED},
     reader::Live,
     scripts::*,
@@ -381,29 +380,4 @@ impl DurableBus for RedisStreamBus {
             _ => Err(BusError::UnknownGroup { group: group.to_owned() }),
         }
     }
-}
-
-fn dead_letter(encoding: Encoding, entry: Entry) -> DeadLetter {
-    let (mut reason, mut attempts, mut history, mut event) = (String::new(), 0, Vec::new(), Vec::new());
-    for (name, value) in entry.fields {
-        match &name[..] {
-            b"reason" => reason = String::from_utf8_lossy(&value).into_owned(),
-            b"attempts" => attempts = String::from_utf8_lossy(&value).parse().unwrap_or(0),
-            b"history" => history = read_history(&value),
-            [b'f', b':', ..] => event.push((name.slice(2..), value)),
-            _ => {}
-        }
-    }
-    let decoded = encoding.from_fields(event.iter().map(|(name, value)| (name, value)));
-    DeadLetter::new(entry.id.to_string(), decoded.map_err(|_| raw(&event)), reason, attempts)
-        .with_history(history)
-}
-
-/// The attempts that failed: of each the time in ms since 1970, the consumer and the reason. A history that cannot be read is none.
-fn read_history(json: &[u8]) -> Vec<FailedAttempt> {
-    let attempts: Vec<(i64, String, String)> = serde_json::from_slice(json).unwrap_or_default();
-    let read = |(at, consumer, reason)| {
-        FailedAttempt::new(Timestamp::from_millisecond(at).unwrap_or_default(), consumer, reason)
-    };
-    attempts.into_iter().map(read).collect()
 }

@@ -10,10 +10,11 @@
 //!
 //! - `live` (default): to one subscriber. `live16` has 16 of them, and counts an event once.
 //! - `clones`, `clones16`: the same, where the publisher makes no event anew. Without times of delivery.
-//! - `publish`: to nobody. The times are those of the publications.
+//! - `publish`: to nobody. The times are those of the publications. `publish-all` publishes CONCURRENCY of them together.
 //! - `consume`: consumes events that were published before, in batches that are acknowledged together.
 //! - `work`: to a consumer that handles and acknowledges each event.
-//! - `paced`: as `live`, 10 000 events a second. `paced-work` as `work`.
+//! - `paced`: as `live`, 10 000 events a second by a schedule, whether earlier ones are published or not. `paced-work` as `work`. The times are
+//!   those since an event was due.
 //!
 //! Prints one line. `p50_us` and `p99_us` are the times from the publication of an event until it is received, `cpu_us` the CPU time of
 //! this process for each event.
@@ -23,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike,
@@ -42,7 +43,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 /// Events that are handed to a consumer and not acknowledged yet.
 const IN_FLIGHT: usize = 4096;
 const PACE: Duration = Duration::from_millis(1);
-const EVENTS_OF_A_PACE: u64 = 10;
+const EVENTS_OF_A_PACE: usize = 10;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -63,6 +64,7 @@ async fn main() -> Result<()> {
         "clones" | "clones16" => bench.live(&opened, subscribers, Source::Clones).await?,
         "paced" => bench.live(&opened, 1, Source::Paced).await?,
         "publish" => bench.publish(&opened).await?,
+        "publish-all" => bench.publish_together(&opened).await?,
         "consume" => bench.consume(opened.durable()?).await?,
         "work" => bench.work(opened.durable()?, Source::Anew).await?,
         "paced-work" => bench.work(opened.durable()?, Source::Paced).await?,
@@ -153,8 +155,8 @@ impl Published {
         Self(Arc::new(Mutex::new(vec![Instant::now(); messages as usize])))
     }
 
-    fn now(&self, number: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)[number as usize] = Instant::now();
+    fn at(&self, number: u64, time: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[number as usize] = time;
     }
 
     fn elapsed(&self, event: &Event) -> Result<Duration> {
@@ -188,15 +190,7 @@ impl Bench {
     /// Publishes the events.
     async fn publish_all(&self, bus: &dyn EventBus, published: &Published, source: Source) -> Result<()> {
         if source == Source::Paced {
-            let mut pace = tokio::time::interval(PACE);
-            for number in 0..self.messages {
-                if number.is_multiple_of(EVENTS_OF_A_PACE) {
-                    pace.tick().await;
-                }
-                published.now(number);
-                bus.publish(event(number)?).await?;
-            }
-            return Ok(());
+            return self.publish_paced(bus, published).await;
         }
         let first = event(0)?;
         if source == Source::Clones && self.concurrency == 1 {
@@ -210,7 +204,7 @@ impl Bench {
                 let first = &first;
                 async move {
                     let event = if source == Source::Clones { first.clone() } else { event(number)? };
-                    published.now(number);
+                    published.at(number, Instant::now());
                     bus.publish(event).await?;
                     Result::Ok(())
                 }
@@ -218,6 +212,24 @@ impl Bench {
             .buffer_unordered(self.concurrency);
         while let Some(done) = publications.next().await {
             done?;
+        }
+        Ok(())
+    }
+
+    /// Publishes the events when they are due.
+    async fn publish_paced(&self, bus: &dyn EventBus, published: &Published) -> Result<()> {
+        let (mut pace, mut publications) = (tokio::time::interval(PACE), FuturesUnordered::new());
+        let mut numbers = 0..self.messages;
+        while !numbers.is_empty() || !publications.is_empty() {
+            tokio::select! {
+                due = pace.tick(), if !numbers.is_empty() => {
+                    for number in numbers.by_ref().take(EVENTS_OF_A_PACE) {
+                        published.at(number, due.into_std());
+                        publications.push(bus.publish(event(number)?));
+                    }
+                }
+                Some(done) = publications.next() => done?,
+            }
         }
         Ok(())
     }
@@ -253,6 +265,19 @@ impl Bench {
         let mut times = Vec::with_capacity(self.messages as usize);
         while let Some(time) = publications.next().await {
             times.push(time?);
+        }
+        started.measured(times)
+    }
+
+    /// From a publisher to nobody, as many together as are in flight.
+    async fn publish_together(&self, opened: &Opened) -> Result<Measured> {
+        let (bus, started, mut times) = (opened.bus(), Started::now()?, Vec::new());
+        let mut numbers = 0..self.messages;
+        while !numbers.is_empty() {
+            let events: Result<Vec<_>> = numbers.by_ref().take(self.concurrency).map(event).collect();
+            let begun = Instant::now();
+            bus.publish_all(events?).await.into_iter().collect::<std::result::Result<(), _>>()?;
+            times.push(begun.elapsed());
         }
         started.measured(times)
     }

@@ -2,12 +2,12 @@
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
 # and storm, of the load, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons
 # Python 3 and PyPI, for the SQL store Debian's postgresql, for Redis its redis-server, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
-# wrk, nghttp2-client and openssl, and for the documentation page chromium.
+# wrk, nghttp2-client and openssl, and for the documentation page and the dashboard chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
-step() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
 
 step format
 cargo fmt --all --check
@@ -46,6 +46,8 @@ for mode in consume work paced-work; do
 done
 cargo run -q -p octollm-core --example bench_layers -- --short
 cargo run -q --all-features --example bench_brain -- memory 8 1
+cargo run -q --all-features --example bench_ws -- 20000 1
+cargo run -q --all-features --example bench_ws -- sockets 1000 100
 cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short
@@ -68,6 +70,9 @@ scripts/openapi.sh
 step "the documentation page in a browser"
 scripts/docs_page.sh
 
+step "the dashboard in a browser"
+scripts/dashboard.sh --short
+
 step "schemas against servers"
 scripts/fuzz_schemas.sh --short
 
@@ -79,5 +84,8 @@ scripts/manifests.sh --short
 
 step "tokens of other libraries"
 scripts/interop_tokens.sh
+
+step "WebSockets of another library"
+scripts/interop_ws.sh
 
 step done

@@ -70,8 +70,10 @@
 //! | `tokens` | capability tokens (with `http`); needs a C compiler | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `compression` | gzip for answers and request bodies of servers | no |
+//! | `dashboard` | a page at servers of orchestrators that displays tasks, arms and events | no |
 //! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |
 //! | `otel` | the export of traces to OpenTelemetry | no |
+//! | `ws` | live updates over WebSockets | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
@@ -154,6 +156,8 @@ mod guide {
     mod arms {}
     #[doc = include_str!("../docs/guide/calls.md")]
     mod calls {}
+    #[doc = include_str!("../docs/guide/dashboard.md")]
+    mod dashboard {}
     #[doc = include_str!("../docs/guide/discovery.md")]
     mod discovery {}
     #[doc = include_str!("../docs/guide/durability.md")]

@@ -31,11 +31,18 @@ impl Encoding {
     /// # Errors
     /// [`InvalidValue`] when the event cannot be written.
     pub fn encode(self, event: &Event) -> Result<Bytes, InvalidValue> {
+        self.write(event, event.size()).map(Bytes::from)
+    }
+
+    /// The same for an event whose [size](Event::size) is known.
+    pub(crate) fn write(self, event: &Event, size: usize) -> Result<Vec<u8>, InvalidValue> {
+        let mut bytes = Vec::with_capacity(size + ENVELOPE);
         let written = match self {
-            Self::Native => serde_json::to_vec(event),
-            Self::CloudEvents => serde_json::to_vec(&CloudEvent::of(event)),
+            Self::Native => serde_json::to_writer(&mut bytes, event),
+            Self::CloudEvents => serde_json::to_writer(&mut bytes, &CloudEvent::of(event)),
         };
-        written.map(Bytes::from).map_err(|error| invalid(error.to_string()))
+        written.map_err(|error| invalid(error.to_string()))?;
+        Ok(bytes)
     }
 
     /// Reads an event from a JSON document.
@@ -54,17 +61,28 @@ impl Encoding {
     /// # Errors
     /// [`InvalidValue`] when the data cannot be written.
     pub fn to_fields(self, event: &Event) -> Result<Vec<(&'static str, Bytes)>, InvalidValue> {
-        let data = serde_json::to_vec(event.data()).map_err(|error| invalid(error.to_string()))?;
         let mut fields = Vec::with_capacity(NAMES.len() + 2);
-        for (name, value) in event.attributes() {
-            let name = NAMES.iter().find(|(native, _)| *native == name).map_or(name, |both| self.name(*both));
-            fields.push((name, Bytes::from(value.into_owned())));
+        self.each_field(event, |name, value| fields.push((name, Bytes::copy_from_slice(value))))?;
+        Ok(fields)
+    }
+
+    /// The same, one by one.
+    pub(crate) fn each_field(
+        self,
+        event: &Event,
+        mut add: impl FnMut(&'static str, &[u8]),
+    ) -> Result<(), InvalidValue> {
+        let mut data = Vec::with_capacity(256);
+        serde_json::to_writer(&mut data, event.data()).map_err(|error| invalid(error.to_string()))?;
+        for (native, value) in event.attributes() {
+            let both = NAMES.iter().find(|(name, _)| self == Self::CloudEvents && *name == native);
+            add(both.map_or(native, |both| self.name(*both)), value.as_bytes());
         }
         if self == Self::CloudEvents {
-            fields.push((CONTENT_TYPE, Bytes::from_static(JSON.as_bytes())));
+            add(CONTENT_TYPE, JSON.as_bytes());
         }
-        fields.push((DATA, data.into()));
-        Ok(fields)
+        add(DATA, &data);
+        Ok(())
     }
 
     /// Reads an event from fields in any order. Fields of other names are ignored.
@@ -104,6 +122,8 @@ impl Encoding {
     }
 }
 
+/// Room for names, times and punctuation.
+const ENVELOPE: usize = 192;
 const CONTENT_TYPE: &str = "datacontenttype";
 const DATA: &str = "data";
 

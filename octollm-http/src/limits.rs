@@ -65,12 +65,20 @@ macro_rules! server_limits {
             /// ones are answered 503. Requests for `/capabilities`, `/arms`, `/openapi.json` and `/docs` have a limit of the same
             /// size of their own; those for `/health` and `/ready` have none. Default 1024.
             max_in_flight: usize as count = 1024, 1 => Semaphore::MAX_PERMITS;
-            /// Sets the most streams of updates that are open at a time, as of `GET /tasks/{id}/events`. Further ones are answered
-            /// 503. They do not count among the [requests that run](Self::max_in_flight). Default 1000.
+            /// Sets the most streams of updates and WebSockets that are open at a time, as of `GET /tasks/{id}/events`. Further ones are
+            /// answered 503. They do not count among the [requests that run](Self::max_in_flight). Default 1000.
             max_live_streams: usize as count = 1000, 1 => Semaphore::MAX_PERMITS;
-            /// Sets the time without an event after which a stream of server-sent events has a comment, so that no proxy closes it.
-            /// Default 20 s, at most a year.
+            /// Sets the time without an event after which a stream of server-sent events has a comment, so that no proxy closes it, and
+            /// the interval of pings over a WebSocket. Default 20 s, at most a year.
             event_ping: Duration as time = Duration::from_secs(20), SHORTEST => YEAR;
+            /// Sets the time in which the other end of a WebSocket answers a ping. After it the connection is dropped. Default 10 s, at
+            /// most a year.
+            pong_timeout: Duration as time = Duration::from_secs(10), SHORTEST => YEAR;
+            /// Sets the most tasks that one WebSocket follows at a time. Default 256.
+            max_subscriptions: usize as count = 256, 1 => 100_000;
+            /// Sets how many messages per second one WebSocket may send, on average over 10 s. One that sends more is closed with
+            /// 1008. Default 100.
+            max_socket_messages: u32 as count = 100, 1 => 1_000_000;
             /// Sets the most answers that are cached, for contracts with a [cache time](octollm_core::contract::ContractSpec::cache).
             /// Beyond it the oldest are dropped. 0 turns the cache off. Default 10,000.
             cache_answers: usize as count = 10_000, 0 => usize::MAX;

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Brain, limited, replay::replayed, scheduler::Stop, tasks::closed};
+use super::{Brain, limited, replay::replayed, running::Stop, tasks::closed};
 use crate::{
     arm::Arm,
     budget::Usage,

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Inner, grants, repeated,
     replay::{Known, State, Turn},
-    scheduler::{Run, Stop},
+    running::{Run, Stop},
 };
 use crate::{
     budget::Usage,

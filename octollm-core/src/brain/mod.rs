@@ -12,6 +12,7 @@ mod journal;
 mod relay;
 mod replay;
 mod run;
+mod running;
 mod scheduler;
 mod tasks;
 mod updates;
@@ -32,7 +33,7 @@ use self::{
     arm::Callers,
     meters::Meters,
     relay::Relay,
-    scheduler::{Running, Stop},
+    running::{Running, Stop},
 };
 use crate::{
     __limits_setters, __limits_struct,

@@ -18,7 +18,7 @@ use super::{
     relay::publish,
     repeated,
     replay::{failure_of, replayed, retry},
-    scheduler::{Run, Stop},
+    running::{Run, Stop},
     updates::UpdateLog,
 };
 use crate::{

@@ -6,7 +6,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tracing::Instrument;
 
-use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
+use super::{
+    Brain, grants, limited,
+    replay::report_recorded,
+    running::{Reserved, Stop},
+    scheduler, updates,
+};
 use crate::{
     audit::AuditEntry,
     card::ArmCard,
@@ -251,7 +256,7 @@ impl Brain {
     }
 
     /// Reserves a place for a task that may start together with its creation.
-    fn place(&self, record: &TaskRecord, delay: Option<Duration>) -> Option<scheduler::Reserved> {
+    fn place(&self, record: &TaskRecord, delay: Option<Duration>) -> Option<Reserved> {
         let is_free = delay.is_none() && record.run_at().is_none() && !self.0.is_limited(record.contract());
         (is_free && self.0.store.starts()).then(|| self.0.running.reserve()).flatten()
     }

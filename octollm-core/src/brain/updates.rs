@@ -17,10 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    STORE_INTERVAL, limited,
-    scheduler::{Run, store_changed},
-};
+use super::{STORE_INTERVAL, limited, running::Run, scheduler::store_changed};
 use crate::{
     budget::Usage,
     context::{Context, WeakContext},

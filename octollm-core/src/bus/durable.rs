@@ -87,7 +87,7 @@ pub trait DurableBus: EventBus {
     ) -> Result<Vec<DeadLetter>, BusError>;
 
     /// Delivers a dead letter to its group again, as attempt 1 of the same event. An expiry of the event no longer
-    /// applies.
+    /// applies: it is delivered [without](Event::without_expiry) one.
     ///
     /// # Errors
     /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when there is none or it is not an event,

@@ -80,7 +80,7 @@ macro_rules! __conformance_test {
 macro_rules! __conformance_run {
     ([$name:ident $subject:ident] $($module:ident: $($case:ident)*;)*) => {
         match $name {
-            $($(stringify!($case) => Box::pin($module::$case($subject)).await,)*)*
+            $($(stringify!($case) => $crate::conformance::support::case($name, $module::$case($subject)).await,)*)*
             _ => panic!("the suite has no case {}", $name),
         }
     };

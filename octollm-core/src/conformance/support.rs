@@ -15,6 +15,15 @@ use tokio::{
 /// The limit for what happens sooner or later. It is no measure of speed.
 pub(super) const WAIT: Duration = Duration::from_secs(60);
 
+/// The limit of a whole case. The longest ones take some minutes on a slow machine.
+const CASE: Duration = Duration::from_secs(900);
+
+/// Runs a case, which fails where it does not end.
+pub(super) async fn case(name: &str, work: impl Future<Output = ()>) {
+    let ended = timeout(CASE, Box::pin(work)).await;
+    assert!(ended.is_ok(), "{name} does not end within {CASE:?}");
+}
+
 /// Repeats an attempt until it succeeds.
 pub(super) async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + WAIT;

@@ -47,7 +47,7 @@ kinds! {
     Unauthenticated = "unauthenticated", 401;
     /// A valid token without the scope.
     InsufficientScope = "insufficient_scope", 403;
-    /// A reflex refused the input.
+    /// A reflex refused the input, or the origin of a page may not open a WebSocket.
     Refused = "refused", 403;
     /// No such route.
     NotFound = "not_found", 404;
@@ -75,6 +75,8 @@ kinds! {
     UnsupportedMediaType = "unsupported_media_type", 415;
     /// An `Expect` other than `100-continue`.
     ExpectationFailed = "expectation_failed", 417;
+    /// The route is a WebSocket, which the request does not ask for, or not in a version that is spoken.
+    UpgradeRequired = "upgrade_required", 426;
     /// Well-formed, but breaks the contract.
     ValidationFailed = "validation_failed", 422;
     /// This caller sends too many requests.

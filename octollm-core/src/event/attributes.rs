@@ -1,13 +1,15 @@
 //! The native form of an event: its attributes as texts and as JSON, and its size.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Number, Value};
 
-use super::{Attributes, Channel, Event, invalid};
+use super::{Attributes, Channel, Event, invalid, optional, required};
 use crate::error::InvalidValue;
+use crate::id;
 use crate::json::read_output;
 
 /// The JSON of an event. Attributes from `id` on are optional in events of other systems.
@@ -167,20 +169,23 @@ impl<'a> NativeEvent<'a> {
         if let Some(domain) = self.domain {
             channel = channel.with_domain(&domain)?;
         }
-        let mut event = Event::on(channel, self.source, self.data.into_owned())?
-            .with_timestamp(timestamp("timestamp", &self.timestamp)?);
-        if let Some(id) = self.id {
-            event = event.with_id(id)?;
-        }
-        if let Some(at) = self.expires_at {
-            event = event.with_expires_at(timestamp("expires_at", &at)?);
-        }
-        Ok(event
-            .with_subject(self.subject.unwrap_or_default())
-            .with_correlation_id(self.correlation_id.unwrap_or_default())
-            .with_causation_id(self.causation_id.unwrap_or_default())
-            .with_traceparent(self.traceparent.unwrap_or_default())
-            .with_partition_key(self.partition_key.unwrap_or_default()))
+        let text = |value: Option<Cow<'_, str>>| value.and_then(optional);
+        Ok(Event(Arc::new(Attributes {
+            channel,
+            source: required("source", self.source.into_owned())?,
+            timestamp: timestamp("timestamp", &self.timestamp)?,
+            id: match self.id {
+                Some(id) => required("id", id.into_owned())?,
+                None => id::ordered_uuid().to_string(),
+            },
+            expires_at: self.expires_at.map(|at| timestamp("expires_at", &at)).transpose()?,
+            data: self.data.into_owned(),
+            subject: text(self.subject),
+            correlation_id: text(self.correlation_id),
+            causation_id: text(self.causation_id),
+            traceparent: text(self.traceparent),
+            partition_key: text(self.partition_key),
+        })))
     }
 }
 

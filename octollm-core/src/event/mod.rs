@@ -202,6 +202,15 @@ impl Event {
         self
     }
 
+    /// Removes the time from which on the event is not delivered. A bus does so for [replays](crate::bus::DurableBus::replay).
+    #[must_use]
+    pub fn without_expiry(mut self) -> Self {
+        if self.expires_at().is_some() {
+            self.change().expires_at = None;
+        }
+        self
+    }
+
     /// Returns the channel.
     pub fn channel(&self) -> &Channel {
         &self.0.channel

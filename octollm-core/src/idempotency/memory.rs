@@ -113,16 +113,22 @@ impl IdempotencyStore for MemoryIdempotencyStore {
     }
 
     async fn release(&self, run: &KeyedRun, may_have_executed: bool) -> Result<(), Failure> {
-        let mut records = self.records();
-        records.end(run, State::Released, self.limits, Instant::now());
-        if !may_have_executed {
-            records.delete(run);
+        if may_have_executed {
+            self.records().end(run, State::Released, self.limits, Instant::now());
+        } else {
+            self.withdraw(run);
         }
         Ok(())
     }
 
     fn abandon(&self, run: &KeyedRun) {
         self.records().end(run, State::Unknown, self.limits, Instant::now());
+    }
+
+    fn withdraw(&self, run: &KeyedRun) {
+        let mut records = self.records();
+        records.end(run, State::Released, self.limits, Instant::now());
+        records.delete(run);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The cancellations of jobs, which callers publish.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -33,7 +33,8 @@ struct Known {
     /// Each with its number, since a job can be received again before its last attempt here is dropped.
     running: HashMap<String, (u64, CancellationToken)>,
     begun: u64,
-    cancelled: HashSet<String>,
+    /// Each with whether the job had an expiry.
+    cancelled: HashMap<String, bool>,
     /// The oldest is dropped first.
     order: VecDeque<String>,
 }
@@ -50,7 +51,8 @@ impl Cancellations {
     /// Begins a job, unless it was cancelled.
     pub(super) fn begin(&self, job: &Event) -> Option<Running<'_>> {
         let (mut known, id) = (self.known(), job.id().to_owned());
-        if known.cancelled.contains(&id) {
+        // A job that no longer has its expiry is a dead letter that was replayed.
+        if known.cancelled.get(&id).is_some_and(|had_expiry| !had_expiry || job.expires_at().is_some()) {
             return None;
         }
         let token = CancellationToken::new();
@@ -61,12 +63,12 @@ impl Cancellations {
         Some(Running { all: self, id, number, token })
     }
 
-    fn cancel(&self, id: &str) {
+    fn cancel(&self, id: &str, has_expiry: bool) {
         let mut known = self.known();
         if let Some((_, token)) = known.running.get(id) {
             return token.cancel();
         }
-        if known.cancelled.insert(id.to_owned()) {
+        if known.cancelled.insert(id.to_owned(), has_expiry).is_none() {
             known.order.push_back(id.to_owned());
         }
         if known.order.len() > CANCELLED
@@ -112,10 +114,10 @@ pub(super) async fn follow(
         loop {
             // A lost cancellation has its job run until its deadline.
             while let Some(signal) = events.next().await {
-                if let Signal::Event(event) = signal
-                    && let Ok(Cancelled { event }) = event.data_as()
+                if let Signal::Event(cancelled) = signal
+                    && let Ok(Cancelled { event }) = cancelled.data_as()
                 {
-                    jobs.cancel(&event);
+                    jobs.cancel(&event, cancelled.expires_at().is_some());
                 }
             }
             tracing::warn!(reason = ?events.ended(), "a worker receives no cancellations at the moment");

@@ -223,7 +223,7 @@ impl Inner {
         let id = KeyedRun::new(&call.parts, &call.contract, &call.input)
             .map_or_else(|| Uuid::now_v7().to_string(), |run| run.record);
         let mut waiter = self.waiting.wait(&id);
-        let mut cancel = Cancel { inner: self, offer, events: Vec::new() };
+        let mut cancel = Cancel { inner: self, offer, jobs: Vec::new() };
         let input = job::value(&call.input, "the input").map_err(refused)?;
         self.publish(offer, &call, &input, &id, &mut cancel).await?;
         loop {
@@ -236,7 +236,7 @@ impl Inner {
                     }
                 }
                 Received::Ended(ended) => {
-                    cancel.events.clear();
+                    cancel.jobs.clear();
                     return self.answer(offer, &call, *ended);
                 }
                 Received::Lost => {

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use super::{
@@ -79,7 +80,7 @@ impl Inner {
         loop {
             let failed = |failure| CallError::new(call.contract.clone(), failure);
             let event = self.job(offer, call, input, id, repeated).map_err(failed)?;
-            cancel.events.push(event.id().to_owned());
+            cancel.jobs.push((event.id().to_owned(), event.expires_at()));
             match self.bus.publish(event).await {
                 Ok(()) => return Ok(()),
                 Err(BusError::Unavailable { .. }) if is_safe => {
@@ -89,7 +90,7 @@ impl Inner {
                 Err(error) => {
                     let failure = failure(&error);
                     if !failure.may_have_executed {
-                        cancel.events.pop();
+                        cancel.jobs.pop();
                     }
                     return Err(failed(failure).with_source(error));
                 }
@@ -143,16 +144,24 @@ impl Inner {
 pub(super) struct Cancel<'a> {
     pub(super) inner: &'a Inner,
     pub(super) offer: &'a Offer,
-    /// Ids of the events that were published.
-    pub(super) events: Vec<String>,
+    /// Ids and expiries of the events that were published.
+    pub(super) jobs: Vec<(String, Option<Timestamp>)>,
 }
 
 impl Drop for Cancel<'_> {
     fn drop(&mut self) {
         let Some(cancellations) = &self.inner.cancellations else { return };
-        for event in self.events.drain(..) {
+        for (event, expires_at) in self.jobs.drain(..) {
+            // Its end is the deadline, by which the worker has a dead letter of it.
+            if expires_at.is_some_and(|end| end <= clock::now()) {
+                continue;
+            }
             let data = serde_json::to_value(Cancelled { event }).unwrap_or_default();
             let event = Event::on(self.offer.cancelled.clone(), &*self.inner.name, data);
+            let event = event.map(|event| match expires_at {
+                Some(end) => event.with_expires_at(end),
+                None => event,
+            });
             if event.is_ok_and(|event| cancellations.try_send(event).is_err()) {
                 tracing::warn!("a cancellation is not published: the job runs until its deadline");
             }

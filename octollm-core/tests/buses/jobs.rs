@@ -475,6 +475,74 @@ pub(crate) async fn a_dropped_call_cancels_its_job(bus: impl DurableBus + Clone)
     serving.stop().await;
 }
 
+pub(crate) async fn a_replayed_job_runs_although_its_call_was_dropped(bus: impl DurableBus + Clone) {
+    use octollm_core::bus::{Overflow, Signal};
+    let (hands, cx) = (Hands::default(), context(&bus).await);
+    let mut jobs =
+        bus.subscribe("jobs:work__repeat:queued".parse().unwrap(), Overflow::DropOldest(16)).await.unwrap();
+    let serving = Serving::start(worker(&bus, &hands));
+    within(cx.call(repeatable("refuses", 1))).await.unwrap_err();
+    let Some(Signal::Event(job)) = within(jobs.next()).await else { panic!("a job") };
+    dead_letters::<Repeatable>(&bus, 1).await;
+    // As by a caller that is dropped before it receives the failure.
+    let cancelled =
+        Event::on("jobs:work__repeat:cancelled".parse().unwrap(), "desk", json!({ "event": job.id() }));
+    bus.publish(cancelled.unwrap().with_expires_at(job.expires_at().unwrap())).await.unwrap();
+    // Cancellations are applied in order.
+    let running = tokio::spawn(cx.call(repeatable("waits", 2)));
+    within(hands.begun.take()).await;
+    running.abort();
+    within(hands.dropped.take()).await;
+    let group = group(&Repeatable::SPEC.reference());
+    let letters = bus.dead_letters(&group, None, 10).await.unwrap();
+    bus.replay(&group, &letters[0].entry).await.unwrap();
+    settled::<Repeatable>(&bus).await;
+    assert_eq!(hands.runs(1), 2);
+    serving.stop().await;
+}
+
+pub(crate) async fn a_job_that_outlasts_its_deadline_is_a_dead_letter(bus: impl DurableBus + Clone) {
+    const JOBS: u32 = 10;
+    let (hands, cx) = (Hands::default(), context(&bus).await);
+    let serving = Serving::start(worker(&bus, &hands));
+    let calls = (0..JOBS).map(|id| cx.call(repeatable("waits", id)).within(Duration::from_millis(500)));
+    for answer in within(futures_util::future::join_all(calls)).await {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    }
+    settled::<Repeatable>(&bus).await;
+    let letters = dead_letters::<Repeatable>(&bus, JOBS as usize).await;
+    assert!(letters.iter().all(|(reason, _)| reason.starts_with("deadline_exceeded")), "{letters:?}");
+    // Without their expiry they run.
+    hands.released.add(JOBS as usize);
+    let group = group(&Repeatable::SPEC.reference());
+    for letter in bus.dead_letters(&group, None, 100).await.unwrap() {
+        bus.replay(&group, &letter.entry).await.unwrap();
+    }
+    settled::<Repeatable>(&bus).await;
+    assert_eq!((0..JOBS).map(|id| hands.runs(id)).collect::<Vec<_>>(), [2; JOBS as usize]);
+    assert!(bus.dead_letters(&group, None, 10).await.unwrap().is_empty());
+    serving.stop().await;
+}
+
+pub(crate) async fn a_replay_ends_by_the_record_of_its_key(bus: impl DurableBus + Clone) {
+    let (hands, cx) = (Hands::default(), context(&bus).await);
+    let serving = Serving::start(worker(&bus, &hands));
+    let once = |text: &str, id| cx.call(Once { text: text.into(), id });
+    within(once("panics", 1)).await.unwrap_err();
+    within(once("refuses", 2)).await.unwrap_err();
+    let before = dead_letters::<Once>(&bus, 2).await;
+    let group = group(&Once::SPEC.reference());
+    for letter in bus.dead_letters(&group, None, 10).await.unwrap() {
+        bus.replay(&group, &letter.entry).await.unwrap();
+    }
+    settled::<Once>(&bus).await;
+    assert_eq!((hands.runs(1), hands.runs(2)), (1, 2), "only one of them may have had an effect");
+    let mut after = dead_letters::<Once>(&bus, 2).await;
+    after.sort();
+    assert_eq!(after, before);
+    serving.stop().await;
+}
+
 pub(crate) async fn a_token_says_who_calls(bus: impl DurableBus + Clone) {
     let hands = Hands::default();
     let verify = |token: Option<&str>| match token {
@@ -659,6 +727,7 @@ pub(crate) async fn a_job_has_the_form_of_the_wire(bus: impl DurableBus + Clone)
     let Some(Signal::Event(cancelled)) = within(jobs.next()).await else { panic!("its cancellation") };
     assert_eq!(cancelled.channel().as_str(), "jobs:work__once:cancelled");
     assert_eq!(cancelled.data(), &json!({ "event": job.id() }));
+    assert_eq!(cancelled.expires_at(), job.expires_at());
 }
 
 /// Calls that are made while something happens to the bus, which all of them survive.
@@ -709,6 +778,9 @@ macro_rules! job_tests {
             what_outlives_the_grace_period_goes_to_another_worker
             a_run_beyond_the_time_limit_is_tried_again
             a_dropped_call_cancels_its_job
+            a_replayed_job_runs_although_its_call_was_dropped
+            a_job_that_outlasts_its_deadline_is_a_dead_letter
+            a_replay_ends_by_the_record_of_its_key
             a_token_says_who_calls
             an_input_that_is_too_large_is_not_queued
             a_result_that_may_be_lost_is_asked_for_again

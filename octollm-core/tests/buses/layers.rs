@@ -1,11 +1,13 @@
 //! Layers around event handlers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use octollm_core::bus::layers::{Handling, InboxLayer, ObserveLayer, RecoverLayer, ThrottleLayer, layered};
 use octollm_core::bus::{ConsumeOptions, EventBus, EventHandler, Gap, Nack};
-use octollm_core::idempotency::MemoryIdempotencyStore;
+use octollm_core::contract::Keys;
+use octollm_core::error::Failure;
+use octollm_core::idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun, MemoryIdempotencyStore};
 use octollm_core::resilience::{BreakerLayer, BulkheadLayer, RetryLayer, TimeoutLayer};
 use tokio::time::{Instant, sleep};
 use tower::ServiceBuilder;
@@ -142,6 +144,62 @@ async fn an_inbox_handles_an_event_once() {
         "{nack:?}"
     );
     assert_eq!(script.runs(), 6);
+}
+
+/// A store that begins a run and, where it is late, does not answer.
+#[derive(Default)]
+struct Late {
+    store: MemoryIdempotencyStore,
+    is_late: AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl IdempotencyStore for Late {
+    fn keys(&self) -> Keys {
+        self.store.keys()
+    }
+
+    fn retention(&self) -> Duration {
+        self.store.retention()
+    }
+
+    async fn begin(&self, run: &KeyedRun, lease: Duration, must_exist: bool) -> Result<Begun, Failure> {
+        let begun = self.store.begin(run, lease, must_exist).await;
+        if self.is_late.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        begun
+    }
+
+    async fn finish(&self, run: &KeyedRun, answer: KeyedAnswer) -> Result<(), Failure> {
+        self.store.finish(run, answer).await
+    }
+
+    async fn release(&self, run: &KeyedRun, may_have_executed: bool) -> Result<(), Failure> {
+        self.store.release(run, may_have_executed).await
+    }
+
+    fn abandon(&self, run: &KeyedRun) {
+        self.store.abandon(run);
+    }
+
+    fn withdraw(&self, run: &KeyedRun) {
+        self.store.withdraw(run);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_dropped_while_an_inbox_begins_it_is_withdrawn() {
+    let (script, store) = (Arc::new(Scripted::default()), Arc::new(Late::default()));
+    let handler = layered(script.clone(), InboxLayer::new("billing", store.clone()));
+    let event = saying("works");
+    store.is_late.store(true, Ordering::Relaxed);
+    assert!(timeout(Duration::from_secs(1), handler.handle(event.clone(), 1)).await.is_err());
+    assert_eq!(script.runs(), 0, "it waits for the inbox");
+    store.is_late.store(false, Ordering::Relaxed);
+    handler.handle(event.clone(), 1).await.unwrap();
+    handler.handle(event, 2).await.unwrap();
+    assert_eq!(script.runs(), 1, "nothing was done, so that it is handled; then it was");
 }
 
 #[tokio::test(start_paused = true)]

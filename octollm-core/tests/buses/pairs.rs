@@ -136,7 +136,8 @@ async fn a_dead_letter_past_its_expiry_is_replayed() {
     let dead = dead_letters(&bus).await;
     bus.replay(GROUP, &dead[0].entry).await.unwrap();
     let again = delivered(&mut consumer).await;
-    assert_eq!((again.event(), again.attempt()), (dead[0].event.as_ref().unwrap(), 1));
+    let event = dead[0].event.clone().unwrap();
+    assert_eq!((again.event(), again.attempt()), (&event.without_expiry(), 1));
     again.ack().await.unwrap();
     assert_eq!((group(&bus).await.expired, unsettled(&bus).await), (0, (0, 0)));
 }

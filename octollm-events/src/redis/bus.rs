@@ -8,10 +8,10 @@ use octollm_core::{
     error::ConfigError,
     event::{Event, Pattern},
 };
-use redis::Value;
 use tokio::sync::watch;
 
 use super::{
+    command::{self, Command},
     commands::{Commands, batches},
     connection::Settings,
     error::RedisError,
@@ -122,7 +122,7 @@ impl RedisBus {
     }
 
     /// Checks an event, and encodes it.
-    fn payload(&self, event: &Event) -> Result<bytes::Bytes, BusError> {
+    fn payload(&self, event: &Event) -> Result<Vec<u8>, BusError> {
         if *self.0.closed.borrow() {
             return Err(BusError::Closed);
         }
@@ -130,7 +130,7 @@ impl RedisBus {
         if size > limit {
             return Err(BusError::TooLarge { size, limit });
         }
-        self.0.encoding.encode(event).map_err(|error| RedisError::failed(error).into())
+        self.0.encoding.write(event, size).map_err(|error| RedisError::failed(error).into())
     }
 }
 
@@ -179,10 +179,9 @@ impl RedisBusBuilder {
 impl EventBus for RedisBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
         let payload = self.payload(&event)?;
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(event.channel().as_str()).arg(&payload[..]);
-        // The answer is the number of subscribers of one server.
-        let _: Value = self.0.commands.execute(&command).await?;
+        let words = [b"PUBLISH", event.channel().as_str().as_bytes(), &payload];
+        // The reply is the number of subscribers of one server.
+        self.0.commands.send(|out| command::write(&words, out)).await?;
         Ok(())
     }
 
@@ -204,17 +203,19 @@ impl EventBus for RedisBus {
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
         let mut results = Vec::with_capacity(events.len());
         for batch in batches(&events) {
-            let mut pipeline = redis::Pipeline::with_capacity(batch.len());
-            let payloads: Vec<_> = batch.iter().map(|event| self.payload(event)).collect();
-            for (event, payload) in batch.iter().zip(&payloads) {
-                if let Ok(payload) = payload {
-                    pipeline.cmd("PUBLISH").arg(event.channel().as_str()).arg(&payload[..]);
-                }
-            }
-            let mut answers = self.0.commands.execute_each(&mut pipeline).await.into_iter();
+            let mut commands = Vec::with_capacity(batch.len());
+            let publish = |event: &Event| {
+                let payload = self.payload(event)?;
+                let mut command = Command::with_capacity("PUBLISH", payload.len() + 256);
+                command.arg(event.channel().as_str()).arg(payload);
+                commands.push(command);
+                Ok(())
+            };
+            let encoded: Vec<Result<(), BusError>> = batch.iter().map(publish).collect();
+            let mut answers = self.0.commands.execute_each(&commands).await.into_iter();
             let missing = || Err(RedisError::failed("an answer is missing"));
             let mut next = || answers.next().unwrap_or_else(missing).map_err(BusError::from);
-            results.extend(payloads.into_iter().map(|payload| payload.and_then(|_| next())));
+            results.extend(encoded.into_iter().map(|encoded| encoded.and_then(|()| next())));
         }
         results
     }

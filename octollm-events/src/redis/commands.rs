@@ -1,21 +1,18 @@
 //! The connection for commands, which is replaced when it is lost.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use octollm_core::event::Event;
-use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisFuture,
-    RedisResult, ScriptInvocation, ServerErrorKind, Value,
-    aio::{ConnectionLike, MultiplexedConnection},
-};
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    connection::{Address, CONNECT_TIMEOUT, Connector, check_server, in_time, pause},
+    command::{Call, Command},
+    connection::{Address, Connector, in_time, pause},
     error::RedisError,
+    listener::Listener,
+    pipe::Pipe,
+    reply::Reply,
+    values::text,
 };
 
 /// Commands for a server. Those of many callers share one connection, without waiting for one another.
@@ -23,27 +20,9 @@ use super::{
 /// A connection that is lost is replaced by the next command. A command that was sent is never repeated.
 pub(super) struct Commands {
     connector: Arc<Connector>,
-    active: Mutex<Option<Active>>,
+    active: Mutex<Option<Arc<Pipe>>>,
     /// Held while a connection is opened.
     attempts: tokio::sync::Mutex<Attempts>,
-}
-
-#[derive(Clone)]
-struct Active {
-    connection: MultiplexedConnection,
-    link: Arc<Link>,
-}
-
-/// Ends its connection when it is dropped.
-struct Link {
-    is_lost: Arc<AtomicBool>,
-    driver: AbortHandle,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 #[derive(Default)]
@@ -54,67 +33,15 @@ struct Attempts {
     /// The node of a cluster that has the keys.
     node: Option<Address>,
     /// The node to which they are being moved.
-    asked: Option<(Address, Active)>,
+    asked: Option<(Address, Arc<Pipe>)>,
 }
 
-/// What is sent.
-enum Request<'a> {
-    Command(&'a Cmd),
-    Script(&'a ScriptInvocation<'a>),
-}
-
-impl Request<'_> {
-    async fn send<T: FromRedisValue>(&self, connection: &mut impl ConnectionLike) -> RedisResult<T> {
-        match self {
-            Self::Command(command) => command.query_async(connection).await,
-            Self::Script(script) => script.invoke_async(connection).await,
-        }
-    }
-}
-
-/// Sends ASKING before each command, so that a node takes it for a slot that it does not have yet.
-struct Asking(MultiplexedConnection);
-
-impl ConnectionLike for Asking {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move {
-            let mut both = redis::pipe();
-            both.cmd("ASKING").ignore().add_command(command.clone());
-            let (answer,) = both.query_async(&mut self.0).await?;
-            Ok(answer)
-        })
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        commands: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        self.0.req_packed_commands(commands, offset, count)
-    }
-
-    fn get_db(&self) -> i64 {
-        self.0.get_db()
-    }
-}
-
-/// How a request failed.
-enum Failed {
-    With(RedisError),
-    /// It was not executed. The next connection is to the node that has the keys.
+/// Where a command is to be sent that was not executed.
+enum Redirection {
+    /// To the node that has the keys, which has the next connection.
     Moved,
-    /// It was not executed. The keys are being moved to this node.
+    /// To the node to which the keys are being moved.
     Ask(Address),
-}
-
-impl Failed {
-    fn into_error(self) -> RedisError {
-        match self {
-            Self::With(error) => error,
-            Self::Moved | Self::Ask(_) => moved(),
-        }
-    }
 }
 
 /// Times that a command follows its keys to another node of a cluster.
@@ -131,141 +58,155 @@ impl Commands {
     }
 
     /// Executes a command.
-    pub(super) async fn execute<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        self.request(Request::Command(command)).await
+    pub(super) async fn execute(&self, command: &Command) -> Result<Reply, RedisError> {
+        self.send(|out| command.write(out)).await
+    }
+
+    /// Executes the command that `write` appends. It is called again where the keys are at another node.
+    pub(super) async fn send(&self, write: impl Fn(&mut Vec<u8>)) -> Result<Reply, RedisError> {
+        refused(self.reply(write).await?)
     }
 
     /// Executes a script.
-    pub(super) async fn invoke<T: FromRedisValue>(
-        &self,
-        script: &ScriptInvocation<'_>,
-    ) -> Result<T, RedisError> {
-        self.request(Request::Script(script)).await
+    pub(super) async fn invoke(&self, call: &Call<'_>) -> Result<Reply, RedisError> {
+        let hash = match call.hash() {
+            Some(hash) => hash,
+            None => call.loaded(text(self.execute(&call.load()).await?)),
+        };
+        let reply = self.reply(|out| call.write(hash, out)).await?;
+        match &reply {
+            // A server that was restarted, or another node.
+            Reply::Error(text) if text.starts_with("NOSCRIPT") => {
+                self.send(|out| call.write_whole(out)).await
+            }
+            _ => refused(reply),
+        }
     }
 
-    /// Sends a request, and follows its keys to other nodes of a cluster.
-    async fn request<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, RedisError> {
-        let mut asked = None;
-        for _ in 0..=REDIRECTIONS {
-            let (active, answer) = match asked.take() {
-                None => {
-                    let mut active = self.active().await?;
-                    let answer = request.send(&mut active.connection).await;
-                    (active, answer)
+    /// Sends a command, and follows its keys to other nodes of a cluster.
+    async fn reply(&self, write: impl Fn(&mut Vec<u8>)) -> Result<Reply, RedisError> {
+        let pipe = self.active().await?;
+        match pipe.request(&write).await? {
+            // Futures of the rare paths are not part of that of each command.
+            Reply::Error(text) => Box::pin(self.follow(pipe, text, write)).await,
+            reply => Ok(reply),
+        }
+    }
+
+    /// Sends a command again, where an error says that its keys are at another node.
+    async fn follow(
+        &self,
+        mut pipe: Arc<Pipe>,
+        mut error: String,
+        write: impl Fn(&mut Vec<u8>),
+    ) -> Result<Reply, RedisError> {
+        for _ in 0..REDIRECTIONS {
+            let reply = match self.redirected(&pipe, &error).await {
+                None => return Ok(Reply::Error(error)),
+                Some(Redirection::Moved) => {
+                    pipe = self.active().await?;
+                    pipe.request(&write).await?
                 }
-                Some(node) => {
-                    let active = self.asked(node).await?;
-                    let answer = request.send(&mut Asking(active.connection.clone())).await;
-                    (active, answer)
+                Some(Redirection::Ask(node)) => {
+                    pipe = self.asked(node).await?;
+                    asking(&pipe, &write).await?
                 }
             };
-            match answer {
-                Ok(answer) => return Ok(answer),
-                Err(error) => match self.failed(&active, error).await {
-                    Failed::With(error) => return Err(error),
-                    Failed::Moved => {}
-                    Failed::Ask(node) => asked = Some(node),
-                },
+            match reply {
+                Reply::Error(text) => error = text,
+                reply => return Ok(reply),
             }
         }
-        Err(moved())
+        match self.redirected(&pipe, &error).await {
+            None => Ok(Reply::Error(error)),
+            Some(_) => Err(moved()),
+        }
     }
 
     /// Executes commands in order, and returns a result for each.
-    pub(super) async fn execute_each(&self, commands: &mut Pipeline) -> Vec<Result<(), RedisError>> {
-        let count = commands.len();
-        if count == 0 {
+    pub(super) async fn execute_each(&self, commands: &[Command]) -> Vec<Result<(), RedisError>> {
+        if commands.is_empty() {
             return Vec::new();
         }
-        let active = match self.active().await {
-            Ok(active) => active,
-            Err(error) => return vec![Err(error); count],
+        let sent = async {
+            let pipe = self.active().await?;
+            let write = |out: &mut Vec<u8>| commands.iter().for_each(|command| command.write(out));
+            let replies = pipe.request_each(commands.len(), write).await?;
+            Ok::<_, RedisError>((pipe, replies))
         };
-        let mut connection = active.connection.clone();
-        let answers: Result<Vec<RedisResult<Value>>, _> =
-            commands.ignore_errors().query_async(&mut connection).await;
-        let answers = match answers {
-            Ok(answers) => answers,
-            Err(error) => {
-                let failed = self.failed(&active, error).await;
-                return vec![Err(failed.into_error()); count];
-            }
+        let (pipe, replies) = match sent.await {
+            Ok(sent) => sent,
+            Err(error) => return vec![Err(error); commands.len()],
         };
-        let mut results = Vec::with_capacity(count);
-        for (answer, command) in answers.into_iter().zip(commands.cmd_iter()) {
-            results.push(match answer {
-                Ok(_) => Ok(()),
-                Err(error) => match self.failed(&active, error).await {
-                    Failed::With(error) => Err(error),
-                    // It was not executed: the keys are at another node.
-                    Failed::Moved | Failed::Ask(_) => self.execute::<Value>(command).await.map(drop),
-                },
-            });
+        let mut results = Vec::with_capacity(commands.len());
+        for (reply, command) in replies.into_iter().zip(commands) {
+            let is_redirected = match &reply {
+                Reply::Error(text) => self.redirected(&pipe, text).await.is_some(),
+                _ => false,
+            };
+            // It was not executed: the keys are at another node.
+            let result = if is_redirected { self.execute(command).await } else { refused(reply) };
+            results.push(result.map(drop));
         }
         results
     }
 
-    /// What a failure says of its connection, and whether another node has the keys.
-    async fn failed(&self, active: &Active, error: redis::RedisError) -> Failed {
-        let node = || error.redirect_node().and_then(|(node, _)| address(node));
-        match error.kind() {
-            ErrorKind::Server(ServerErrorKind::Moved) => {
-                if let Some(node) = node() {
-                    active.link.is_lost.store(true, Ordering::Relaxed);
-                    self.attempts.lock().await.node = Some(node);
-                    return Failed::Moved;
-                }
+    /// Whether another node has the keys, and what an error says of its connection.
+    async fn redirected(&self, pipe: &Pipe, text: &str) -> Option<Redirection> {
+        let mut words = text.split(' ');
+        let code = words.next();
+        let mut node = || words.nth(1).and_then(address);
+        match code {
+            Some("MOVED") => {
+                let node = node()?;
+                pipe.retire();
+                self.attempts.lock().await.node = Some(node);
+                Some(Redirection::Moved)
             }
-            ErrorKind::Server(ServerErrorKind::Ask) => {
-                if let Some(node) = node() {
-                    return Failed::Ask(node);
-                }
+            Some("ASK") => node().map(Redirection::Ask),
+            // It is a master no more: the next connection may reach the new one.
+            Some("READONLY") => {
+                pipe.retire();
+                None
             }
-            _ => {}
+            _ => None,
         }
-        // What is read-only is a master no more: the next connection may reach the new one.
-        let is_lost = error.is_io_error()
-            || error.is_unrecoverable_error()
-            || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly));
-        if is_lost {
-            active.link.is_lost.store(true, Ordering::Relaxed);
-        }
-        Failed::With(match error.is_timeout() {
-            true => RedisError::TimedOut(self.connector.settings.timeout),
-            false => error.into(),
-        })
     }
 
     /// A connection to the node to which a slot is being moved. It serves until the slot is there.
-    async fn asked(&self, node: Address) -> Result<Active, RedisError> {
+    async fn asked(&self, node: Address) -> Result<Arc<Pipe>, RedisError> {
         let mut attempts = self.attempts.lock().await;
-        if let Some((address, active)) = &attempts.asked
+        if let Some((address, pipe)) = &attempts.asked
             && *address == node
-            && !active.link.is_lost.load(Ordering::Relaxed)
+            && !pipe.is_lost()
         {
-            return Ok(active.clone());
+            return Ok(pipe.clone());
         }
-        let active = self.open(&node).await?;
-        attempts.asked = Some((node, active.clone()));
-        Ok(active)
+        let pipe = self.open(&node).await?;
+        attempts.asked = Some((node, pipe.clone()));
+        Ok(pipe)
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<Active>> {
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Pipe>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn usable(&self) -> Option<Active> {
-        self.current().as_ref().filter(|active| !active.link.is_lost.load(Ordering::Relaxed)).cloned()
+    fn usable(&self) -> Option<Arc<Pipe>> {
+        self.current().as_ref().filter(|pipe| !pipe.is_lost()).cloned()
     }
 
     /// The connection, or a new one where it is lost.
-    async fn active(&self) -> Result<Active, RedisError> {
-        if let Some(active) = self.usable() {
-            return Ok(active);
+    async fn active(&self) -> Result<Arc<Pipe>, RedisError> {
+        match self.usable() {
+            Some(pipe) => Ok(pipe),
+            None => Box::pin(self.reconnect()).await,
         }
+    }
+
+    async fn reconnect(&self) -> Result<Arc<Pipe>, RedisError> {
         let mut attempts = self.attempts.lock().await;
-        if let Some(active) = self.usable() {
-            return Ok(active);
+        if let Some(pipe) = self.usable() {
+            return Ok(pipe);
         }
         if let Some((until, error)) = &attempts.failed
             && Instant::now() < *until
@@ -274,10 +215,10 @@ impl Commands {
         }
         let address = attempts.node.clone().unwrap_or_else(|| self.connector.settings.address.clone());
         match self.open(&address).await {
-            Ok(active) => {
+            Ok(pipe) => {
                 (attempts.failures, attempts.failed) = (0, None);
-                *self.current() = Some(active.clone());
-                Ok(active)
+                *self.current() = Some(pipe.clone());
+                Ok(pipe)
             }
             Err(error) => {
                 attempts.failures = (attempts.failures + 1).min(MAX_FAILURES);
@@ -288,31 +229,42 @@ impl Commands {
         }
     }
 
-    async fn open(&self, address: &Address) -> Result<Active, RedisError> {
+    async fn open(&self, address: &Address) -> Result<Arc<Pipe>, RedisError> {
         let settings = &self.connector.settings;
-        let is_lost = Arc::new(AtomicBool::new(false));
-        let lost = is_lost.clone();
-        let noticed = move |push: PushInfo| {
-            if push.kind == PushKind::Disconnection {
-                lost.store(true, Ordering::Relaxed);
-            }
-            Ok::<_, std::convert::Infallible>(())
-        };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(settings.timeout))
-            .set_push_sender(noticed);
+        let (stream, received) = Listener::open(&self.connector, address).await?.into_parts();
+        let pipe = Pipe::new(stream, received, settings.timeout);
         in_time(async {
-            let stream = self.connector.stream(address).await?;
-            let opened = MultiplexedConnection::new_with_config(&settings.login, stream, config).await;
-            let (mut connection, driver) = opened.map_err(RedisError::from)?;
-            let link = Arc::new(Link { is_lost, driver: tokio::spawn(driver).abort_handle() });
-            let server: Value = redis::cmd("HELLO").query_async(&mut connection).await?;
-            let text = |name| field(&server, name).unwrap_or_default();
-            check_server(&text("version"), &text("role"), &text("mode"))?;
-            Ok(Active { connection, link })
+            let mut select = Command::new("SELECT");
+            select.arg(settings.login.database.to_string());
+            let mut name = Command::new("CLIENT");
+            name.arg("SETINFO").arg("LIB-NAME").arg("octollm");
+            let commands = [name, select];
+            let needed = if settings.login.database == 0 { &commands[..1] } else { &commands[..] };
+            let write = |out: &mut Vec<u8>| needed.iter().for_each(|command| command.write(out));
+            let replies = pipe.request_each(needed.len(), write).await?;
+            // Servers before 7.2 have no name of the library.
+            replies.into_iter().skip(1).try_for_each(|reply| refused(reply).map(drop))
         })
-        .await
+        .await?;
+        Ok(Arc::new(pipe))
+    }
+}
+
+/// Sends ASKING before a command, so that a node takes it for a slot that it does not have yet.
+async fn asking(pipe: &Pipe, write: impl Fn(&mut Vec<u8>)) -> Result<Reply, RedisError> {
+    let both = |out: &mut Vec<u8>| {
+        Command::new("ASKING").write(out);
+        write(out);
+    };
+    let replies = pipe.request_each(2, both).await?;
+    replies.into_iter().nth(1).ok_or_else(|| RedisError::failed("a reply is missing"))
+}
+
+/// A reply that is an error as one.
+fn refused(reply: Reply) -> Result<Reply, RedisError> {
+    match reply {
+        Reply::Error(text) => Err(RedisError::answered(&text)),
+        reply => Ok(reply),
     }
 }
 
@@ -335,13 +287,6 @@ pub(super) fn batches(events: &[Event]) -> impl Iterator<Item = &[Event]> {
         rest = further;
         (!batch.is_empty()).then_some(batch)
     })
-}
-
-/// The value of a name in a map.
-fn field(map: &Value, name: &str) -> Option<String> {
-    let pairs = map.as_map_iter()?;
-    let text = |value: &Value| String::from_redis_value_ref(value).ok();
-    pairs.into_iter().find(|(key, _)| text(key).as_deref() == Some(name)).and_then(|(_, value)| text(value))
 }
 
 /// The address in a redirection, such as `10.0.0.7:6379`.

@@ -4,13 +4,11 @@ use std::{
     collections::hash_map::RandomState,
     fmt,
     hash::{BuildHasher, Hasher},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use octollm_core::error::ConfigError;
-use redis::{ConnectionAddr, ConnectionInfo, ProtocolVersion, RedisConnectionInfo};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -23,7 +21,11 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs},
 };
 
-use super::error::{LEAST_VERSION, RedisError};
+pub(super) use super::url::Address;
+use super::{
+    error::{LEAST_VERSION, RedisError},
+    url::{Login, Url},
+};
 
 /// Time for establishing a connection, with its handshakes.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,19 +36,12 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static> Io for T {}
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
-    Tcp { host: String, port: u16 },
-    Unix(PathBuf),
-}
-
 /// The settings of all connections to a server.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) address: Address,
     uses_tls: bool,
-    /// User, password and number of the database.
-    pub(super) login: RedisConnectionInfo,
+    pub(super) login: Login,
     /// The authorities that are trusted in place of those of the system, as PEM.
     pub(super) roots: Option<Vec<u8>>,
     /// Certificate chain and private key of the client, as PEM.
@@ -60,32 +55,7 @@ pub(super) struct Settings {
 impl Settings {
     /// Reads a URL. No error has a part of the text, which may contain a password.
     pub(super) fn parse(url: &str) -> Result<Self, ConfigError> {
-        let wrong = |reason: &'static str| ConfigError::new("url", reason);
-        let (scheme, rest) = url.split_once(':').unwrap_or_default();
-        let (scheme, uses_tls) = match scheme {
-            "rediss" | "valkeys" => ("redis", true),
-            "redis" | "valkey" | "unix" => (scheme, false),
-            _ => {
-                return Err(wrong(
-                    "is `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://…` or `unix:///FILE`",
-                ));
-            }
-        };
-        if rest.contains('#') {
-            return Err(wrong("has no fragment"));
-        }
-        // The driver reads TLS addresses only where its own TLS is enabled.
-        let info: Result<ConnectionInfo, _> = format!("{scheme}:{rest}").parse();
-        let info = info.map_err(|_| wrong("is not a valid URL of Redis"))?;
-        let address = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => {
-                Address::Tcp { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
-            }
-            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
-            _ => return Err(wrong("is not a valid URL of Redis")),
-        };
-        let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let login = login.set_lib_name("octollm", env!("CARGO_PKG_VERSION"));
+        let Url { address, uses_tls, login } = Url::parse(url)?;
         let (timeout, heartbeat) = (Duration::from_secs(5), Duration::from_secs(5));
         Ok(Self { address, uses_tls, login, roots: None, identity: None, timeout, heartbeat })
     }
@@ -253,39 +223,6 @@ pub(super) fn pause(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_url_is_a_server_or_a_socket() {
-        let settings = Settings::parse("rediss://me:s%40crt@cache.local:6380/2").unwrap();
-        assert_eq!(settings.address, Address::Tcp { host: "cache.local".to_owned(), port: 6380 });
-        assert!(settings.uses_tls);
-        let login = &settings.login;
-        assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("s@crt"), 2));
-        assert!(!format!("{settings:?}").contains("s@crt"));
-        let local = Settings::parse("redis://127.0.0.1").unwrap();
-        assert_eq!(
-            (local.address, local.uses_tls),
-            (Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 }, false)
-        );
-        let v6 = Settings::parse("valkey://[::1]:7000/").unwrap();
-        assert_eq!(v6.address, Address::Tcp { host: "::1".to_owned(), port: 7000 });
-        let socket = Settings::parse("unix:///run/redis.sock").unwrap();
-        assert_eq!(socket.address, Address::Unix("/run/redis.sock".into()));
-    }
-
-    #[test]
-    fn an_invalid_url_is_refused_without_its_secrets() {
-        for text in [
-            "",
-            "http://root:geheim@host",
-            "redis://:geheim@host:99999",
-            "redis://:geheim@h/geheim",
-            "rediss://:geheim@h#insecure",
-        ] {
-            let error = Settings::parse(text).unwrap_err();
-            assert!(!format!("{error} {error:?}").contains("geheim"), "{error}");
-        }
-    }
 
     #[test]
     fn a_pause_doubles_up_to_its_limit() {

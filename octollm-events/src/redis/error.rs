@@ -101,22 +101,6 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-impl From<redis::RedisError> for RedisError {
-    fn from(error: redis::RedisError) -> Self {
-        use redis::ErrorKind::{AuthenticationFailed, Io, RESP3NotSupported};
-        let kind = error.kind();
-        let code = error.code().unwrap_or_default().to_owned();
-        let cause: Cause = Arc::new(error);
-        match kind {
-            AuthenticationFailed => Self::Refused(cause),
-            Io if is_tls(&*cause) => Self::Tls(cause),
-            Io => Self::Unreachable(cause),
-            RESP3NotSupported => Self::OldServer { found: "before 6".to_owned(), least: LEAST_VERSION },
-            _ => Self::of_code(&code, cause),
-        }
-    }
-}
-
 impl From<RedisError> for BusError {
     fn from(error: RedisError) -> Self {
         match error {

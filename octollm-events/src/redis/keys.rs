@@ -1,10 +1,6 @@
 //! Records of calls with an idempotency key.
 
-use std::{
-    fmt,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,12 +10,13 @@ use octollm_core::{
     error::{ConfigError, ErrorKind, Failure},
     idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun},
 };
-use redis::{Script, ScriptInvocation, Value};
 
 use super::{
+    command::{Call, LazyScript, Script},
     commands::Commands,
     connection::{Settings, check_prefix, connection_settings},
     error::RedisError,
+    reply::Reply,
     values::{items, millis, text},
     warnings::warn_of_settings,
 };
@@ -87,8 +84,8 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 ";
 
-static BEGIN_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(BEGIN));
-static END_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(END));
+static BEGIN_SCRIPT: LazyScript = LazyScript::new(|| Script::new(BEGIN));
+static END_SCRIPT: LazyScript = LazyScript::new(|| Script::new(END));
 
 /// How a run ends.
 enum End {
@@ -120,10 +117,8 @@ impl RedisIdempotencyStore {
         }
     }
 
-    fn call<'a>(&self, script: &'a Script, run: &KeyedRun) -> ScriptInvocation<'a> {
-        let mut call = script.prepare_invoke();
-        call.key(format!("{{{}}}:key:{}", self.0.prefix, run.record));
-        call
+    fn call<'a>(&self, script: &'a Script, run: &KeyedRun) -> Call<'a> {
+        script.call(&[format!("{{{}}}:key:{}", self.0.prefix, run.record)])
     }
 
     async fn end(&self, run: &KeyedRun, end: End) -> Result<(), RedisError> {
@@ -131,13 +126,12 @@ impl RedisIdempotencyStore {
         call.arg(run.run.to_string());
         let retention = millis(self.0.retention);
         match end {
-            End::Answered(answer) => call.arg("answered").arg(retention).arg("answer").arg(answer),
-            End::Released => call.arg("released").arg(retention),
-            End::Unknown => call.arg("unknown").arg(retention),
-            End::Withdrawn => call.arg("none").arg(retention),
+            End::Answered(answer) => call.arg("answered").number(retention).arg("answer").arg(answer),
+            End::Released => call.arg("released").number(retention),
+            End::Unknown => call.arg("unknown").number(retention),
+            End::Withdrawn => call.arg("none").number(retention),
         };
-        let _: Value = self.0.commands.invoke(&call).await?;
-        Ok(())
+        self.0.commands.invoke(&call).await.map(drop)
     }
 
     /// Ends a run for which nobody waits. Where it fails, the lease of the run ends it.
@@ -204,9 +198,9 @@ impl IdempotencyStore for RedisIdempotencyStore {
 
     async fn begin(&self, run: &KeyedRun, lease: Duration, must_exist: bool) -> Result<Begun, Failure> {
         let mut call = self.call(&BEGIN_SCRIPT, run);
-        call.arg(&run.input).arg(run.run.to_string()).arg(millis(lease)).arg(millis(self.0.retention));
+        call.arg(&run.input).arg(run.run.to_string()).number(millis(lease)).number(millis(self.0.retention));
         call.arg(if must_exist { "1" } else { "0" });
-        let begun: Value = match self.0.commands.invoke(&call).await {
+        let begun = match self.0.commands.invoke(&call).await {
             Err(RedisError::Full(_)) => return Ok(Begun::Full),
             begun => begun?,
         };
@@ -219,7 +213,7 @@ impl IdempotencyStore for RedisIdempotencyStore {
             "unknown" => Ok(Begun::Unknown),
             "answered" => {
                 let answer = match begun.next() {
-                    Some(Value::BulkString(bytes)) => read(bytes),
+                    Some(Reply::Text(bytes)) => read(bytes),
                     _ => None,
                 };
                 answer.map(Begun::Answered).ok_or_else(|| Failure::of(ErrorKind::Internal))
@@ -260,10 +254,10 @@ fn written(answer: KeyedAnswer) -> Result<Vec<u8>, serde_json::Error> {
     Ok(bytes)
 }
 
-fn read(bytes: Vec<u8>) -> Option<KeyedAnswer> {
+fn read(bytes: Bytes) -> Option<KeyedAnswer> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (is_output, usage, began, took) = serde_json::from_slice(&bytes[..end]).ok()?;
-    let rest = Bytes::from(bytes).slice(end + 1..);
+    let rest = bytes.slice(end + 1..);
     let result = if is_output { Ok(rest) } else { Err(serde_json::from_slice(&rest).ok()?) };
     let began = Timestamp::from_microsecond(began).ok()?;
     Some(KeyedAnswer::new(result, usage, began, Duration::from_nanos(took)))

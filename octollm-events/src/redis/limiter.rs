@@ -16,13 +16,14 @@ use octollm_core::{
     error::ConfigError,
     limit::{MemoryRateLimiter, RateCount, RateLimit, RateLimiter, RateState},
 };
-use redis::{Script, Value};
 use tokio::time::{sleep, timeout};
 
 use super::{
+    command::{Command, LazyScript, Script},
     commands::Commands,
     connection::{Settings, check_prefix, connection_settings, pause},
     error::RedisError,
+    values::{items, number},
 };
 
 /// Counts requests in a Redis server, so that a limit holds over all instances together. Clones share the connection.
@@ -104,7 +105,7 @@ end
 return states
 ";
 
-static TAKE_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(TAKE));
+static TAKE_SCRIPT: LazyScript = LazyScript::new(|| Script::new(TAKE));
 
 impl RedisRateLimiter {
     /// Connects with the default settings. `url` is that of [`RedisBus::connect`](super::RedisBus::connect).
@@ -136,14 +137,14 @@ impl RedisRateLimiter {
 
 impl Shared {
     async fn ask(&self, counts: &[RateCount<'_>]) -> Result<Vec<RateState>, RedisError> {
-        let mut call = TAKE_SCRIPT.prepare_invoke();
+        let key = |count: &RateCount<'_>| format!("{{{}}}:rate:{}", self.prefix, count.key);
+        let mut call = TAKE_SCRIPT.call(&counts.iter().map(key).collect::<Vec<_>>());
         for count in counts {
-            call.key(format!("{{{}}}:rate:{}", self.prefix, count.key));
             let interval = count.limit.interval().as_nanos().div_ceil(1_000);
-            call.arg(u64::try_from(interval).unwrap_or(u64::MAX));
-            call.arg(count.limit.most_at_once()).arg(count.requests);
+            call.number(u64::try_from(interval).unwrap_or(u64::MAX));
+            call.number(count.limit.most_at_once()).number(count.requests);
         }
-        let numbers: Vec<i64> = self.commands.invoke(&call).await?;
+        let numbers: Vec<_> = items(self.commands.invoke(&call).await?).iter().map(number).collect();
         let time = |micros: i64| Duration::from_micros(micros.unsigned_abs());
         let (states, _) = numbers.as_chunks();
         Ok(states
@@ -165,7 +166,7 @@ async fn return_to(shared: Weak<Shared>) {
         sleep(pause(MAX_FAILURES.min(failures))).await;
         let Some(shared) = shared.upgrade() else { return };
         // A connection may take longer than a count.
-        let is_there = shared.commands.execute::<Value>(&redis::cmd("PING")).await.is_ok();
+        let is_there = shared.commands.execute(&Command::new("PING")).await.is_ok();
         if is_there && matches!(timeout(shared.timeout, shared.ask(&[PROBE])).await, Ok(Ok(_))) {
             shared.is_away.store(false, Ordering::Release);
             tracing::info!("rates are counted in Redis again");

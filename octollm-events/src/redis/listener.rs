@@ -7,7 +7,8 @@ use tokio::{
 };
 
 use super::{
-    connection::{Connector, Io, check_server, in_time},
+    command::Command,
+    connection::{Address, Connector, Io, check_server, in_time},
     error::{LEAST_VERSION, RedisError},
     reply::Reply,
 };
@@ -24,14 +25,14 @@ const LEAST_CHUNK: usize = 4 * 1024;
 
 impl Listener {
     /// Opens a connection that speaks RESP3.
-    pub(super) async fn open(connector: &Connector) -> Result<Self, RedisError> {
+    pub(super) async fn open(connector: &Connector, address: &Address) -> Result<Self, RedisError> {
         in_time(async {
             let settings = &connector.settings;
-            let stream = connector.stream(&settings.address).await?;
+            let stream = connector.stream(address).await?;
             let mut listener = Self { stream, buffer: BytesMut::new(), time: settings.heartbeat };
             let mut hello = vec!["HELLO", "3"];
-            if let Some(password) = settings.login.password() {
-                hello.extend(["AUTH", settings.login.username().unwrap_or("default"), password]);
+            if let Some(password) = &settings.login.password {
+                hello.extend(["AUTH", settings.login.user.as_deref().unwrap_or("default"), password]);
             }
             listener.send(&hello).await?;
             let server = match listener.next().await? {
@@ -60,14 +61,27 @@ impl Listener {
 
     /// Sends a command.
     pub(super) async fn send(&mut self, words: &[&str]) -> Result<(), RedisError> {
-        let mut command = redis::Cmd::new();
-        command.arg(words);
-        let command = command.get_packed_command();
-        match timeout(self.time, self.stream.write_all(&command)).await {
+        let [name, args @ ..] = words else { return Ok(()) };
+        let (mut command, mut bytes) = (Command::new(name), Vec::new());
+        for arg in args {
+            command.arg(arg);
+        }
+        command.write(&mut bytes);
+        match timeout(self.time, self.stream.write_all(&bytes)).await {
             Ok(Ok(())) => self.stream.flush().await.map_err(RedisError::unreachable),
             Ok(Err(error)) => Err(RedisError::unreachable(error)),
             Err(_) => Err(RedisError::TimedOut(self.time)),
         }
+    }
+
+    /// The stream, and what was received and not taken.
+    pub(super) fn into_parts(self) -> (Box<dyn Io>, BytesMut) {
+        (self.stream, self.buffer)
+    }
+
+    /// The next reply, where it was received before.
+    pub(super) fn received(&mut self) -> Result<Option<Reply>, RedisError> {
+        Reply::take(&mut self.buffer).map_err(RedisError::failed)
     }
 
     /// Waits for the next reply.
@@ -76,17 +90,22 @@ impl Listener {
     /// If the future is dropped, nothing is lost.
     pub(super) async fn next(&mut self) -> Result<Reply, RedisError> {
         loop {
-            if let Some(reply) = Reply::take(&mut self.buffer).map_err(RedisError::failed)? {
+            if let Some(reply) = self.received()? {
                 return Ok(reply);
             }
-            if self.buffer.capacity() - self.buffer.len() < LEAST_CHUNK {
-                self.buffer.reserve(CHUNK);
-            }
+            reserve(&mut self.buffer);
             match self.stream.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(RedisError::unreachable("the server closed the connection")),
                 Ok(_) => {}
                 Err(error) => return Err(RedisError::unreachable(error)),
             }
         }
+    }
+}
+
+/// Makes room for what is read next.
+pub(super) fn reserve(buffer: &mut BytesMut) {
+    if buffer.capacity() - buffer.len() < LEAST_CHUNK {
+        buffer.reserve(CHUNK);
     }
 }

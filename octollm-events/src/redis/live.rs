@@ -144,29 +144,30 @@ impl Supervisor {
                     None => return,
                 }
             }
-            let lost = match Listener::open(&self.source.connector).await {
-                Ok(listener) => {
-                    let mut session = Session::new(listener, self.source.encoding);
-                    let end = session.run(&mut self.subscribers, &mut self.requests).await;
-                    if session.has_confirmed {
-                        self.failures = 0;
-                    }
-                    match end {
-                        End::Closed => return,
-                        End::Idle => continue,
-                        End::Lost(error) => error,
-                        End::Silent => {
-                            for subscriber in
-                                self.subscribers.iter().filter(|subscriber| !subscriber.is_new())
-                            {
-                                subscriber.feed.gap(Gap::ConnectionLost);
+            let lost =
+                match Listener::open(&self.source.connector, &self.source.connector.settings.address).await {
+                    Ok(listener) => {
+                        let mut session = Session::new(listener, self.source.encoding);
+                        let end = session.run(&mut self.subscribers, &mut self.requests).await;
+                        if session.has_confirmed {
+                            self.failures = 0;
+                        }
+                        match end {
+                            End::Closed => return,
+                            End::Idle => continue,
+                            End::Lost(error) => error,
+                            End::Silent => {
+                                for subscriber in
+                                    self.subscribers.iter().filter(|subscriber| !subscriber.is_new())
+                                {
+                                    subscriber.feed.gap(Gap::ConnectionLost);
+                                }
+                                RedisError::TimedOut(2 * self.source.connector.settings.heartbeat)
                             }
-                            RedisError::TimedOut(2 * self.source.connector.settings.heartbeat)
                         }
                     }
-                }
-                Err(error) => error,
-            };
+                    Err(error) => error,
+                };
             self.failures = self.failures.saturating_add(1);
             self.wait(lost).await;
         }

@@ -1,6 +1,6 @@
 //! Reads replies in RESP3 from a buffer, without a copy of their texts.
 //!
-//! The driver hands what a server pushes to a queue without a limit. Here the reader decides when to read on.
+//! The reader decides when to read on.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -29,8 +29,12 @@ impl Reply {
     /// Takes the first reply from a buffer. Returns `None` where it is not complete.
     pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Self>, Malformed> {
         let Some(end) = end_of(buffer, 0, DEPTH)? else { return Ok(None) };
-        let mut bytes = buffer.split_to(end).freeze();
-        read(&mut bytes).map(Some)
+        if buffer[0] == b':' {
+            let number = number(&buffer[1..end - 2])?;
+            buffer.advance(end);
+            return Ok(Some(Self::Number(number)));
+        }
+        read(&buffer.split_to(end).freeze(), &mut 0).map(Some)
     }
 
     pub(super) fn as_text(&self) -> Option<&[u8]> {
@@ -49,14 +53,31 @@ impl Reply {
 }
 
 /// The place after the line that begins at `from`, and the line without its end.
-fn line(bytes: &[u8], from: usize) -> Option<(usize, &[u8])> {
-    let rest = bytes.get(from..)?;
-    let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
-    Some((from + end + 2, &rest[..end]))
+fn line(bytes: &[u8], from: usize) -> Result<Option<(usize, &[u8])>, Malformed> {
+    let rest = bytes.get(from..).unwrap_or_default();
+    let Some(end) = rest.iter().position(|byte| *byte == b'\r') else { return Ok(None) };
+    match rest.get(end + 1) {
+        Some(b'\n') => Ok(Some((from + end + 2, &rest[..end]))),
+        Some(_) => Err(Malformed),
+        None => Ok(None),
+    }
 }
 
 fn number(line: &[u8]) -> Result<i64, Malformed> {
-    std::str::from_utf8(line).ok().and_then(|text| text.parse().ok()).ok_or(Malformed)
+    let (is_negative, digits) = match line {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    if digits.is_empty() {
+        return Err(Malformed);
+    }
+    let mut number = 0_i64;
+    for digit in digits {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10).ok_or(Malformed)?;
+        let digit = if is_negative { -i64::from(digit) } else { i64::from(digit) };
+        number = number.checked_mul(10).and_then(|number| number.checked_add(digit)).ok_or(Malformed)?;
+    }
+    Ok(number)
 }
 
 /// The length of a text or a list. One that is null has none.
@@ -70,7 +91,7 @@ fn length(line: &[u8]) -> Result<Option<usize>, Malformed> {
 /// The place after the reply that begins at `from`, or `None` where it is not complete.
 fn end_of(bytes: &[u8], from: usize, depth: u8) -> Result<Option<usize>, Malformed> {
     let Some(kind) = bytes.get(from) else { return Ok(None) };
-    let Some((next, line)) = line(bytes, from + 1) else { return Ok(None) };
+    let Some((next, line)) = line(bytes, from + 1)? else { return Ok(None) };
     match kind {
         b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => Ok(Some(next)),
         b'$' | b'!' | b'=' => {
@@ -98,35 +119,35 @@ fn end_of(bytes: &[u8], from: usize, depth: u8) -> Result<Option<usize>, Malform
     }
 }
 
-/// Reads a reply that is complete.
-fn read(bytes: &mut Bytes) -> Result<Reply, Malformed> {
-    let (next, _) = line(bytes, 1).ok_or(Malformed)?;
-    let head = bytes.split_to(next);
-    let (kind, rest) = (head[0], head.slice(1..next - 2));
+/// Reads a reply that is complete, and goes to its end.
+fn read(bytes: &Bytes, at: &mut usize) -> Result<Reply, Malformed> {
+    let kind = *bytes.get(*at).ok_or(Malformed)?;
+    let (next, line) = line(bytes, *at + 1)?.ok_or(Malformed)?;
+    *at = next;
     Ok(match kind {
-        b'+' => Reply::Text(rest),
-        b'-' => Reply::Error(String::from_utf8_lossy(&rest).into_owned()),
-        b':' => Reply::Number(number(&rest)?),
+        b'+' => Reply::Text(bytes.slice_ref(line)),
+        b'-' => Reply::Error(String::from_utf8_lossy(line).into_owned()),
+        b':' => Reply::Number(number(line)?),
         b'$' | b'!' | b'=' => {
-            let Some(length) = length(&rest)? else { return Ok(Reply::Other) };
-            let text = bytes.split_to(length);
-            bytes.advance(2);
+            let Some(length) = length(line)? else { return Ok(Reply::Other) };
+            let text = next..next + length;
+            *at = text.end + 2;
             match kind {
-                b'!' => Reply::Error(String::from_utf8_lossy(&text).into_owned()),
+                b'!' => Reply::Error(String::from_utf8_lossy(&bytes[text]).into_owned()),
                 // `txt:` is before the text.
-                b'=' => Reply::Text(text.slice(4.min(text.len())..)),
-                _ => Reply::Text(text),
+                b'=' => Reply::Text(bytes.slice(text.end.min(text.start + 4)..text.end)),
+                _ => Reply::Text(bytes.slice(text)),
             }
         }
         b'*' | b'~' | b'>' | b'%' | b'|' => {
-            let count = length(&rest)?.unwrap_or(0) * if matches!(kind, b'%' | b'|') { 2 } else { 1 };
+            let count = length(line)?.unwrap_or(0) * if matches!(kind, b'%' | b'|') { 2 } else { 1 };
             let mut items = Vec::with_capacity(count.min(64));
             for _ in 0..count {
-                items.push(read(bytes)?);
+                items.push(read(bytes, at)?);
             }
             match kind {
                 b'>' => Reply::Push(items),
-                b'|' => read(bytes)?,
+                b'|' => read(bytes, at)?,
                 _ => Reply::List(items),
             }
         }
@@ -144,12 +165,13 @@ mod tests {
 
     #[test]
     fn replies_are_read_however_they_are_cut() {
-        let sent = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$4\r\n\r\n\0x\r\n%1\r\n+role\r\n$6\r\nmaster\r\n-ERR no\r\n:-7\r\n$-1\r\n_\r\n";
+        let sent = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$4\r\n\r\n\0x\r\n%1\r\n+role\r\n$6\r\nmaster\r\n-ERR no\r\n:-7\r\n:-9223372036854775808\r\n$-1\r\n_\r\n";
         let expected = [
             Reply::Push(vec![text("message"), text("a"), text("\r\n\0x")]),
             Reply::List(vec![text("role"), text("master")]),
             Reply::Error("ERR no".to_owned()),
             Reply::Number(-7),
+            Reply::Number(i64::MIN),
             Reply::Other,
             Reply::Other,
         ];
@@ -169,7 +191,17 @@ mod tests {
 
     #[test]
     fn other_bytes_are_malformed() {
-        for bytes in ["HTTP/1.1 400\r\n", "$x\r\n", ":1.5\r\n", "*-2\r\n", "!-2\r\n"] {
+        for bytes in [
+            "HTTP/1.1 400\r\n",
+            "$x\r\n",
+            ":1.5\r\n",
+            ":\r\n",
+            ":-\r\n",
+            ":9223372036854775808\r\n",
+            "*-2\r\n",
+            "!-2\r\n",
+            "+a\rb",
+        ] {
             let mut buffer = BytesMut::from(bytes);
             let mut taken = Reply::take(&mut buffer);
             if taken == Ok(None) {

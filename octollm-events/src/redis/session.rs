@@ -48,12 +48,21 @@ pub(super) struct Session {
     encoding: Encoding,
     awaited: VecDeque<Awaited>,
     by_name: HashMap<Box<str>, Vec<Arc<Subscriber>>>,
+    /// That of the last event, since many are on one channel.
+    channel: Option<Channel>,
     pub(super) has_confirmed: bool,
 }
 
 impl Session {
     pub(super) fn new(listener: Listener, encoding: Encoding) -> Self {
-        Self { listener, encoding, awaited: VecDeque::new(), by_name: HashMap::new(), has_confirmed: false }
+        Self {
+            listener,
+            encoding,
+            awaited: VecDeque::new(),
+            by_name: HashMap::new(),
+            channel: None,
+            has_confirmed: false,
+        }
     }
 
     pub(super) async fn run(
@@ -96,6 +105,9 @@ impl Session {
                 reply = self.listener.next() => {
                     was_heard = true;
                     self.handle(reply?).await?;
+                    while let Some(reply) = self.listener.received()? {
+                        self.handle(reply).await?;
+                    }
                 }
                 () = ended(only) => return Ok(End::Closed),
                 _ = ticks.tick() => {
@@ -182,25 +194,33 @@ impl Session {
                 return Ok(());
             }
         };
-        let texts = || items.iter().map_while(Reply::as_text);
-        match texts().collect::<Vec<_>>()[..] {
-            [b"message", channel, _] => self.receive(channel, channel, items.get(2)).await,
-            [b"pmessage", name, channel, _] => self.receive(name, channel, items.get(3)).await,
-            [b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe", ..] => self.confirm(),
+        let kind = items.first().and_then(Reply::as_text).unwrap_or_default();
+        match (kind, &items[..]) {
+            (b"message", [_, Reply::Text(channel), Reply::Text(payload)]) => {
+                self.receive(channel, channel, payload).await;
+            }
+            (b"pmessage", [_, Reply::Text(name), Reply::Text(channel), Reply::Text(payload)]) => {
+                self.receive(name, channel, payload).await;
+            }
+            (b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe", _) => self.confirm(),
             _ => {}
         }
         Ok(())
     }
 
-    async fn receive(&self, name: &[u8], channel: &[u8], payload: Option<&Reply>) {
-        let (Ok(name), Ok(channel)) = (std::str::from_utf8(name), std::str::from_utf8(channel)) else {
+    async fn receive(&mut self, name: &[u8], channel: &[u8], payload: &[u8]) {
+        let (Ok(name), Ok(text)) = (std::str::from_utf8(name), std::str::from_utf8(channel)) else {
             return;
         };
-        let (Some(subscribers), Ok(channel)) = (self.by_name.get(name), channel.parse::<Channel>()) else {
-            return;
+        let Some(subscribers) = self.by_name.get(name) else { return };
+        let channel = match &self.channel {
+            Some(last) if last.as_str() == text => last,
+            _ => match text.parse() {
+                Ok(channel) => self.channel.insert(channel),
+                Err(_) => return,
+            },
         };
-        let Some(payload) = payload.and_then(Reply::as_text) else { return };
-        let receives = subscribers.iter().filter(|subscriber| subscriber.receives(name, &channel));
+        let receives = subscribers.iter().filter(|subscriber| subscriber.receives(name, channel));
         let feeds: Vec<&Feed> = receives.map(|subscriber| &subscriber.feed).collect();
         if feeds.is_empty() {
             return;

@@ -1,33 +1,34 @@
-//! The values of answers and arguments.
+//! The values of replies and arguments.
 
 use std::time::Duration;
 
-use redis::Value;
+use bytes::Bytes;
 
-pub(super) fn items(value: Value) -> Vec<Value> {
-    match value {
-        Value::Array(items) => items,
+use super::reply::Reply;
+
+pub(super) fn items(reply: Reply) -> Vec<Reply> {
+    match reply {
+        Reply::List(items) => items,
         _ => Vec::new(),
     }
 }
 
-pub(super) fn bytes(value: Value) -> Vec<u8> {
-    match value {
-        Value::BulkString(bytes) => bytes,
-        Value::SimpleString(text) => text.into_bytes(),
-        Value::Int(number) => number.to_string().into_bytes(),
-        _ => Vec::new(),
+pub(super) fn bytes(reply: Reply) -> Bytes {
+    match reply {
+        Reply::Text(bytes) => bytes,
+        Reply::Number(number) => number.to_string().into(),
+        _ => Bytes::new(),
     }
 }
 
-pub(super) fn text(value: Value) -> String {
-    String::from_utf8_lossy(&bytes(value)).into_owned()
+pub(super) fn text(reply: Reply) -> String {
+    String::from_utf8_lossy(&bytes(reply)).into_owned()
 }
 
-pub(super) fn number(value: &Value) -> i64 {
-    match value {
-        Value::Int(number) => *number,
-        Value::BulkString(digits) => {
+pub(super) fn number(reply: &Reply) -> i64 {
+    match reply {
+        Reply::Number(number) => *number,
+        Reply::Text(digits) => {
             std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
         }
         _ => 0,

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use futures_util::FutureExt;
 use octollm_core::bus::{BusError, ConsumeOptions, DelayBus, DurableBus, Nack};
 use octollm_events::redis::{RedisBus, RedisError, RedisIdempotencyStore, RedisRateLimiter, RedisStreamBus};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -57,6 +58,38 @@ async fn a_bad_configuration_is_one_error_that_names_it() {
     assert!(matches!(setting, Err(RedisError::Setting(_))));
     let setting = RedisStreamBus::builder("redis://host").prefix("a}b").connect().await;
     assert!(matches!(setting, Err(RedisError::Setting(_))));
+}
+
+#[tokio::test]
+async fn a_url_names_the_database() {
+    let server = Redis::start(&[]);
+    let bus = RedisStreamBus::connect(&format!("{}3", server.url())).await.unwrap();
+    bus.publish(event(1)).await.unwrap();
+    let keyspace = server.execute("INFO keyspace");
+    assert!(keyspace.contains("db3:keys=") && !keyspace.contains("db0:"), "{keyspace}");
+    let beyond = RedisStreamBus::connect(&format!("{}99", server.url())).await.unwrap_err();
+    assert!(matches!(beyond, RedisError::Failed(_)), "{beyond:?}");
+}
+
+#[tokio::test]
+async fn replies_reach_their_callers_where_others_give_up() {
+    let bus = RedisStreamBus::builder(&Redis::shared().url()).prefix("given-up").connect().await.unwrap();
+    let hour = Duration::from_secs(3600);
+    for number in 0..200 {
+        // One poll sends the command.
+        assert!(bus.publish(event(number)).now_or_never().is_none());
+        let later = event(number);
+        bus.publish_after(later.clone(), hour).await.unwrap();
+        assert!(bus.dead_letters("nobody", None, 1).now_or_never().is_none());
+        assert!(bus.cancel_publish(later.id()).await.unwrap(), "{number}");
+    }
+    let options = ConsumeOptions { from_start: true, ..ConsumeOptions::default() };
+    let mut history = bus.consume("given-up", Pattern::all(), options).await.unwrap();
+    for expected in 0..200 {
+        let delivery = delivered(&mut history).await;
+        assert_eq!(number(delivery.event()), expected, "what was sent is executed");
+        delivery.ack().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -130,6 +130,21 @@ fn run() -> KeyedRun {
     KeyedRun::new(&parts, &Charge::SPEC.reference(), CHARGE).unwrap()
 }
 
+#[test]
+fn a_store_is_used_by_one_runtime_after_the_other() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let builder = RedisIdempotencyStore::builder(&Redis::shared().url()).prefix("runtimes");
+    let (store, first) = runtime().block_on(async {
+        let store = builder.connect().await.unwrap();
+        let first = store.begin(&run(), LIMIT, false).await.unwrap();
+        (store, first)
+    });
+    // The connection has ended with its runtime.
+    let again =
+        runtime().block_on(async { timeout(LIMIT, store.begin(&run(), LIMIT, false)).await.unwrap() });
+    assert_eq!((first, again.unwrap()), (Begun::Run, Begun::Running));
+}
+
 #[tokio::test]
 async fn a_server_that_is_full_or_away_begins_no_run() {
     let server = Redis::start(&[]);

@@ -219,6 +219,12 @@ async fn a_killed_process_loses_no_task_and_no_answer(url: &str) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("steps");
     let mut process = Process::start("submit", url, &file);
+    let (store, end) = (SqlStore::open(url).await.unwrap(), Instant::now() + Duration::from_secs(60));
+    // The first tasks run while the last ones are submitted.
+    while store.list(&TaskQuery::default().limit(TASKS), None).await.unwrap().len() < TASKS {
+        assert!(Instant::now() < end, "the tasks are not submitted");
+        sleep(Duration::from_millis(5)).await;
+    }
     // Each process makes some steps, and is killed.
     for reached in [40, 90, 150, 200] {
         let end = Instant::now() + Duration::from_secs(60);
@@ -229,7 +235,6 @@ async fn a_killed_process_loses_no_task_and_no_answer(url: &str) {
         process.kill();
         process = Process::start("continue", url, &file);
     }
-    let store = SqlStore::open(url).await.unwrap();
     completed(&store, TASKS, LENGTH).await;
     let records = store.list(&TaskQuery::default().limit(TASKS), None).await.unwrap();
     let takeovers: usize = records.iter().map(|record| record.run() as usize - 1).sum();

@@ -165,6 +165,10 @@ fn innermost(pool: Pool) -> Exchange {
             };
             let hints = request.extensions_mut().remove::<ServerHints>().unwrap_or_default();
             let limits = ExchangeLimits { deadline, work, hints, begun: None };
+            #[cfg(feature = "ws")]
+            if let Some(upgrading) = request.extensions_mut().remove::<Upgrading>() {
+                return upgrading.exchange(&pool, request, limits).await.map_err(BoxError::from);
+            }
             if let Some(streaming) = request.extensions_mut().remove::<Streaming>() {
                 return streaming.exchange(&pool, request, &arm, limits).await.map_err(BoxError::from);
             }
@@ -245,6 +249,30 @@ impl Exchanger {
             .map(|whole| download.map_or(Received::Whole(whole), |body| Received::Streaming(Box::new(body)))))
     }
 
+    /// Sends a request for an upgrade, and returns its answer, with the connection where that is 101. The layers of a user see both.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    #[cfg(feature = "ws")]
+    pub(super) async fn upgrade(
+        &self,
+        mut request: Request<Bytes>,
+        limits: ExchangeLimits,
+        target: Target,
+    ) -> Result<(Response<Bytes>, Option<hyper::upgrade::Upgraded>), ExchangeError> {
+        let Some(service) = &self.layered else {
+            let upgrade = self.pool.upgrade(request, &limits, foreign::MOST_READ);
+            return Deadline::run_until(limits.deadline, upgrade)
+                .await
+                .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).into()));
+        };
+        let upgrading = Upgrading::default();
+        request.extensions_mut().insert(upgrading.clone());
+        let answer = through(service, request, limits, target).await?;
+        let io = upgrading.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok((answer, io))
+    }
+
     /// Sends a request and reads its answer, until its deadline.
     ///
     /// # Cancel safety
@@ -316,6 +344,25 @@ impl Streaming {
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the connection of an upgrade is put, among the extensions of its request.
+#[cfg(feature = "ws")]
+#[derive(Clone, Default)]
+struct Upgrading(Arc<Mutex<Option<hyper::upgrade::Upgraded>>>);
+
+#[cfg(feature = "ws")]
+impl Upgrading {
+    async fn exchange(
+        self,
+        pool: &Pool,
+        request: Request<Bytes>,
+        limits: ExchangeLimits,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        let (answer, io) = pool.upgrade(request, &limits, foreign::MOST_READ).await?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = io;
+        Ok(answer)
     }
 }
 

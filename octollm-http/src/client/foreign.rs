@@ -164,6 +164,7 @@ fn kind(status: StatusCode) -> ErrorKind {
         414 => ErrorKind::UriTooLong,
         415 => ErrorKind::UnsupportedMediaType,
         417 => ErrorKind::ExpectationFailed,
+        426 => ErrorKind::UpgradeRequired,
         422 => ErrorKind::ValidationFailed,
         425 | 429 => ErrorKind::RateLimited,
         431 => ErrorKind::HeadersTooLarge,

@@ -2,6 +2,8 @@
 
 mod events;
 mod polls;
+#[cfg(feature = "ws")]
+mod sockets;
 
 use std::{ffi::OsStr, fmt, sync::Arc, time::Duration};
 
@@ -79,6 +81,9 @@ struct Inner {
     card: Arc<ArmCard>,
     /// Places for streams of updates: half of the connections, so that requests have some.
     streams: Arc<Semaphore>,
+    /// Where tasks are followed over WebSockets.
+    #[cfg(feature = "ws")]
+    sockets: Option<sockets::Sockets>,
 }
 
 impl OrchestratorClient {
@@ -125,6 +130,8 @@ impl OrchestratorClient {
             requests: Requests::default(),
             authority: Authority::default(),
             audience: ORCHESTRATOR.to_owned(),
+            #[cfg(feature = "ws")]
+            has_sockets: false,
         }
     }
 
@@ -303,6 +310,8 @@ pub struct OrchestratorClientBuilder {
     requests: Requests,
     authority: Authority,
     audience: String,
+    #[cfg(feature = "ws")]
+    has_sockets: bool,
 }
 
 /// The usual id of an orchestrator.
@@ -333,6 +342,20 @@ impl OrchestratorClientBuilder {
         self
     }
 
+    /// Follows tasks over WebSockets (`GET /ws`): one connection for up to 256 tasks of a caller, in place of a stream for each task. What
+    /// [`watch`](Orchestrator::watch) returns and promises is the same, and a connection that is lost is opened again after the last
+    /// updates that have arrived.
+    ///
+    /// The first task opens the connection, which is closed [`idle_timeout`](Self::idle_timeout) after the last. A ping is sent after
+    /// [`ping_interval`](Self::ping_interval) without a byte. At most half of [`max_connections`](Self::max_connections) are open, beside
+    /// those of requests. A task that is followed twice, and each caller, has a connection of its own. At an orchestrator without WebSockets
+    /// updates are streamed as without this.
+    #[cfg(feature = "ws")]
+    pub fn websockets(mut self) -> Self {
+        self.has_sockets = true;
+        self
+    }
+
     /// Allows tokens to be sent in cleartext to another machine, as
     /// [`ArmsBuilder::cleartext`](super::ArmsBuilder::cleartext) does.
     pub fn cleartext(mut self) -> Self {
@@ -356,12 +379,24 @@ impl OrchestratorClientBuilder {
         if self.requests.connector.is_none() {
             self.authority.check(ORCHESTRATOR, &endpoint)?;
         }
+        #[cfg(feature = "ws")]
+        let sockets = self.has_sockets.then(sockets::Sockets::default);
         let Self { authority, audience, requests, .. } = self;
         let (arm, card): (Arc<str>, _) = (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)));
         let protection = Protection::new(&requests.config, (&arm, endpoint.shared()), None);
         let streams = Arc::new(Semaphore::new((requests.config.max_connections / 2).max(1)));
         let exchanger = requests.build()?;
-        let inner = Inner { arm, endpoint, exchanger, protection, authority, card, streams };
+        let inner = Inner {
+            arm,
+            endpoint,
+            exchanger,
+            protection,
+            authority,
+            card,
+            streams,
+            #[cfg(feature = "ws")]
+            sockets,
+        };
         Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use http::Method;
 use octollm_core::{card::MAX_NEEDS, error::ConfigError, id::is_arm_id, parts::is_scope};
 
+#[cfg(feature = "ws")]
+use super::socket;
 use super::{
     HttpService, Server,
     about::Metrics,
@@ -65,6 +67,10 @@ impl Server {
         if self.jwks.is_some() {
             document = document.with_jwks();
         }
+        #[cfg(feature = "ws")]
+        if has_tasks {
+            document.add_sockets();
+        }
         if has_tasks && self.bus.is_some() {
             document.add_events();
         }
@@ -76,6 +82,10 @@ impl Server {
         if self.has_docs {
             document.add_page();
             table.add(Method::GET, "/docs", DocsPage)?;
+        }
+        #[cfg(feature = "dashboard")]
+        if has_tasks && self.has_dashboard {
+            super::dashboard::add_dashboard(&mut table, &mut document)?;
         }
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
@@ -89,6 +99,11 @@ impl Server {
             rates.clone(),
             LiveStreams { ping: self.config.event_ping, end: health.streams() },
         )?;
+        #[cfg(feature = "ws")]
+        if let Some(orchestrator) = &orchestrator {
+            let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
+            socket::add_sockets(&mut table, orchestrator, &live, self.origins, &self.config)?;
+        }
         if let (Some(bus), Some(orchestrator)) = (&self.bus, &orchestrator) {
             let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
             let (bus, orchestrator) = (bus.clone(), orchestrator.clone());

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, future::select};
 use http::{HeaderName, HeaderValue, header, request::Parts};
 use http_body::{Body, Frame};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use octollm_core::{
     Context,
     error::{ErrorKind, Failure},
@@ -33,7 +33,7 @@ pub(crate) struct LiveStreams {
 }
 
 /// The time for which verifiers of tokens accept one that has expired.
-const LEEWAY: Duration = Duration::from_secs(30);
+const LEEWAY: SignedDuration = SignedDuration::from_secs(30);
 
 impl LiveStreams {
     /// The updates of a task, until the last one, the end of the server, or that of the caller's authority.
@@ -63,12 +63,12 @@ impl LiveStreams {
 }
 
 /// When the deadline of a caller passes, or its token is no longer accepted.
-fn authority_ends(cx: &Context) -> Option<Instant> {
+pub(crate) fn authority_ends(cx: &Context) -> Option<Instant> {
     let now = Instant::now();
     let granted = cx.caller().grant().and_then(|grant| grant.valid_until);
     let granted = granted.and_then(|end| {
-        let left = Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default();
-        now.checked_add(left.saturating_add(LEEWAY))
+        let left = end.duration_since(Timestamp::now()).saturating_add(LEEWAY);
+        now.checked_add(Duration::try_from(left).unwrap_or_default())
     });
     let deadline = cx.deadline().map(|deadline| deadline.instant());
     [granted, deadline].into_iter().flatten().min()

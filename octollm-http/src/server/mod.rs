@@ -55,9 +55,13 @@ mod streamed;
 mod arm;
 mod tasks;
 mod bus_events;
+#[cfg(feature = "ws")]
+mod socket;
 mod registry;
 mod openapi;
 mod docs;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 mod limiting;
 mod connection;
 mod dead_letters;
@@ -114,7 +118,7 @@ use crate::{
 /// |---|---|
 /// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
-/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `GET /tasks/{id}/events`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
+/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `GET /tasks/{id}/events`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms`; `GET /dashboard` with the feature `dashboard`; `GET /ws` and `/ws/tasks/{id}` with the feature `ws` |
 /// | [`registry`](Self::registry) | `POST /arms/register`, `DELETE /arms/{id}` |
 /// | [`dead_letters`](Self::dead_letters) | `GET /dead-letters`, `POST /dead-letters/{id}/replay` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
@@ -139,7 +143,11 @@ pub struct Server {
     metrics: Metrics,
     exposure: Exposure,
     has_docs: bool,
+    #[cfg(feature = "dashboard")]
+    has_dashboard: bool,
     registry: Option<Registry>,
+    #[cfg(feature = "ws")]
+    origins: Vec<String>,
     announcing: Announcing,
     /// Only with the feature `tokens`.
     verifies_tokens: bool,
@@ -177,7 +185,11 @@ impl Server {
             metrics: Metrics::default(),
             exposure: Exposure::default(),
             has_docs: true,
+            #[cfg(feature = "dashboard")]
+            has_dashboard: true,
             registry: None,
+            #[cfg(feature = "ws")]
+            origins: Vec::new(),
             announcing: Announcing::default(),
             verifies_tokens: false,
             #[cfg(feature = "tokens")]

@@ -39,6 +39,9 @@ pub(crate) struct Inbound<'r> {
     pub(crate) prefers_events: bool,
     /// What is reported of the request.
     pub(crate) seen: Option<&'r Seen>,
+    /// The place of a connection that outlives its answer.
+    #[cfg(feature = "ws")]
+    pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
 /// The needs of an endpoint, which are met before it is called.
@@ -56,11 +59,14 @@ pub(crate) enum Takes {
     Json,
     /// A caller, and a place among the streams of updates.
     Stream,
+    /// The same, which the endpoint holds.
+    #[cfg(feature = "ws")]
+    Socket,
 }
 
 impl Takes {
     pub(crate) fn needs_identity(self) -> bool {
-        matches!(self, Self::Place | Self::Json | Self::GuardedDocument | Self::Stream)
+        !matches!(self, Self::Probe | Self::Document)
     }
 }
 

@@ -31,6 +31,8 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 #[cfg(feature = "compression")]
 use super::compression;
+#[cfg(feature = "ws")]
+use super::socket::token_of_protocol;
 use super::{
     body::HttpBody,
     ending::{Ending, InLayers, Unanswered},
@@ -405,6 +407,10 @@ impl Core {
             self.admit(head, &parts, (malformed, begun), arrival, found)?;
         let takes = route.takes();
         let mut arriving = self.arriving.share();
+        #[cfg(feature = "ws")]
+        if takes == Takes::Socket {
+            token_of_protocol(&mut head.headers)?;
+        }
         if takes.needs_identity() {
             parts.caller = match self.identity.known(head) {
                 Some(Ok(caller)) => caller,
@@ -438,7 +444,8 @@ impl Core {
             drop(arriving);
             Bytes::new()
         };
-        let place = self.place_for(takes)?;
+        #[cfg_attr(not(feature = "ws"), expect(unused_mut))]
+        let mut place = self.place_for(takes)?;
         #[cfg(feature = "compression")]
         let body = match is_coded {
             true => Box::pin(compression::decompressed(body, self.config.max_decoded)).await?,
@@ -447,7 +454,16 @@ impl Core {
         #[cfg(not(feature = "compression"))]
         let _ = is_coded;
         let path = head.uri.path();
-        let call = endpoint.call(Inbound { parts, head, id: route.id(path), body, prefers_events, seen });
+        let call = endpoint.call(Inbound {
+            parts,
+            head,
+            id: route.id(path),
+            body,
+            prefers_events,
+            seen,
+            #[cfg(feature = "ws")]
+            place: if takes == Takes::Socket { place.take() } else { None },
+        });
         let result = contained(call, path).await?;
         #[cfg(feature = "compression")]
         let result = match result {
@@ -540,6 +556,8 @@ impl Core {
             Takes::Probe => Ok(None),
             Takes::Document | Takes::GuardedDocument => self.place_of(&self.documents, "documents").map(Some),
             Takes::Place | Takes::Json => self.place_of(&self.places, "in_flight").map(Some),
+            #[cfg(feature = "ws")]
+            Takes::Socket => self.place_of(&self.streams, "live_streams").map(Some),
             Takes::Stream => self.place_of(&self.streams, "live_streams").map(Some),
         }
     }

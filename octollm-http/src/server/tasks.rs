@@ -372,7 +372,7 @@ fn page(text: &str) -> Result<(Option<u64>, Option<usize>), Failure> {
 }
 
 /// Reads `after=` of a stream, at most once.
-fn cursor(text: &str) -> Result<Option<u64>, Failure> {
+pub(crate) fn cursor(text: &str) -> Result<Option<u64>, Failure> {
     let mut after = None;
     parameters(text, |name, value| match name {
         "after" => value.parse().ok().map(|position| after.replace(position).is_some()),

@@ -3,6 +3,8 @@
 mod field_table;
 mod headers;
 mod problem;
+#[cfg(feature = "ws")]
+pub(crate) mod socket;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;

@@ -24,6 +24,8 @@ mod proxy;
 mod registered;
 mod resilience;
 mod rest;
+#[cfg(feature = "ws")]
+mod sockets;
 mod updates;
 #[cfg(feature = "tls")]
 mod tls;

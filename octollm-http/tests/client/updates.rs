@@ -26,12 +26,12 @@ use crate::peer::{Answer, Peer, orchestrator};
 /// Says a word every few milliseconds.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "text.dictate", output = usize, chunk = usize, timeout = "60s")]
-struct Dictate {
-    words: usize,
-    ms: u64,
+pub(crate) struct Dictate {
+    pub(crate) words: usize,
+    pub(crate) ms: u64,
 }
 
-struct Dictator;
+pub(crate) struct Dictator;
 
 #[async_trait]
 impl Arm<Dictate> for Dictator {
@@ -45,7 +45,7 @@ impl Arm<Dictate> for Dictator {
 }
 
 /// A server of the system, and what stops it.
-async fn serve(brain: &Brain, address: &str) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
+pub(crate) async fn serve(brain: &Brain, address: &str) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
     // It is closed with each of its servers, and other brains go on with its store.
     let bound = Server::new("brain").orchestrator(brain.clone()).bind(address).await.unwrap();
     let (url, (stop, stopped)) = (bound.url(), oneshot::channel());
@@ -55,12 +55,12 @@ async fn serve(brain: &Brain, address: &str) -> (String, oneshot::Sender<()>, Jo
     (url, stop, server)
 }
 
-async fn submitted(client: &OrchestratorClient, words: usize, ms: u64) -> TaskId {
+pub(crate) async fn submitted(client: &OrchestratorClient, words: usize, ms: u64) -> TaskId {
     let submission = Submission::of(&Dictate { words, ms }).unwrap();
     Orchestrator::submit(client, submission, &Context::detached()).await.unwrap().task_id
 }
 
-async fn rest(mut updates: TaskUpdates) -> Vec<TaskUpdate> {
+pub(crate) async fn rest(mut updates: TaskUpdates) -> Vec<TaskUpdate> {
     let mut all = Vec::new();
     while let Some(update) = updates.next().await {
         all.push(update);
@@ -68,7 +68,7 @@ async fn rest(mut updates: TaskUpdates) -> Vec<TaskUpdate> {
     all
 }
 
-fn words(updates: &[TaskUpdate]) -> Vec<usize> {
+pub(crate) fn words(updates: &[TaskUpdate]) -> Vec<usize> {
     let words = updates.iter().filter_map(|update| match update {
         TaskUpdate::Chunk { data, .. } => Some(data.read().unwrap()),
         _ => None,
@@ -121,7 +121,7 @@ async fn a_task_is_followed_over_the_end_of_a_server() {
     assert_eq!(words(&seen), (0..100).collect::<Vec<_>>());
 }
 
-const ID: &str = "task_3fK9aZ0qLw81bXyT";
+pub(crate) const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
 fn events(numbers: &[u64], of: &str) -> String {
     let event = |seq: &u64| {

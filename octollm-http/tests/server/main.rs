@@ -7,6 +7,7 @@ mod bad_http2;
 mod bad_input;
 #[cfg(feature = "compression")]
 mod compressed;
+mod dashboard;
 mod dead_letters;
 mod docs;
 #[cfg(feature = "tls")]
@@ -34,6 +35,8 @@ mod registry;
 mod cached;
 mod routed;
 mod routes;
+#[cfg(feature = "ws")]
+mod sockets;
 mod statuses;
 mod tasks;
 #[cfg(feature = "tls")]

@@ -169,6 +169,11 @@ impl Operation {
         let path = self.path.replace("{id}", id) + query;
         match self.body {
             Some(own) => post(&path, fields, body.unwrap_or(own)),
+            None if self.path.starts_with("/ws") => {
+                let asks = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
+                let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\n{asks}{key}{fields}\r\n").into_bytes()
+            }
             None => format!("{} {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n", self.method).into_bytes(),
         }
     }
@@ -243,6 +248,12 @@ async fn the_document_lists_the_statuses_that_the_server_sends() {
             ("no scope", operation.request(id, "", "X-Cause: forbidden\r\n", None)),
             ("an answer that it has", operation.request(id, "", "If-None-Match: *\r\n", None)),
         ];
+        if operation.path.starts_with("/ws") {
+            requests.extend([
+                ("another version", operation.request(id, "", "Sec-WebSocket-Version: 8\r\n", None)),
+                ("a time that is over", operation.request(id, "", "Octollm-Timeout: 0\r\n", None)),
+            ]);
+        }
         if operation.body.is_some() {
             let unsent = operation.request(id, "", "", Some("{}"));
             requests.extend([

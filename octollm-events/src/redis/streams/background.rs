@@ -1,11 +1,6 @@
 //! What a bus does by itself: it follows the log, and trims it.
 
-use std::{
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
-
-use redis::{Script, Value};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Shared,
@@ -14,7 +9,7 @@ use super::{
     reader,
     scripts::{of_group, scripts},
 };
-use crate::redis::commands::Commands;
+use crate::redis::{command::LazyScript, commands::Commands};
 
 /// Time between two looks for what can be trimmed.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -77,9 +72,9 @@ pub(super) async fn work(shared: Arc<Shared>, waiting: Commands, from: Id, histo
 async fn trim(shared: &Shared, history: usize) {
     loop {
         let mut call = of_group(&TRIM_SCRIPT, &shared.keys, "");
-        call.arg(history);
+        call.number(history);
         // Where it fails, the log is longer for a while.
-        let _: Result<Value, _> = shared.commands.invoke(&call).await;
+        drop(shared.commands.invoke(&call).await);
         tokio::time::sleep(INTERVAL).await;
     }
 }

@@ -6,7 +6,6 @@ use octollm_core::{
     bus::{BusError, ConsumeOptions, FailedAttempt, Gap, Nack},
     event::Event,
 };
-use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -17,6 +16,7 @@ use super::{
 use crate::redis::{
     connection::pause,
     error::RedisError,
+    reply::Reply,
     values::{items, millis, number, text},
 };
 
@@ -38,13 +38,13 @@ impl Inner {
         format!("{}:{claim}", self.name)
     }
 
-    async fn claim(&self, claim: &Claim) -> Result<Value, RedisError> {
+    async fn claim(&self, claim: &Claim) -> Result<Reply, RedisError> {
         let ConsumeOptions { lease, max_attempts, .. } = self.options;
         let mut call = of_group(&CLAIM_SCRIPT, &self.shared.keys, &self.group);
-        call.arg(self.token(claim.number)).arg(claim.most).arg(millis(lease)).arg(max_attempts);
-        call.arg(self.shared.dead_letters).arg(self.pattern.to_string()).arg(&self.name);
-        call.arg(if claim.lives { millis(LIFE) } else { 0 }).arg(if claim.is_repeated { "1" } else { "" });
-        call.arg(&*self.state().data);
+        call.arg(self.token(claim.number)).number(claim.most).number(millis(lease)).number(max_attempts);
+        call.number(self.shared.dead_letters).arg(self.pattern.to_string()).arg(&self.name);
+        call.number(if claim.lives { millis(LIFE) } else { 0 });
+        call.arg(if claim.is_repeated { "1" } else { "" }).arg(&self.state().data);
         self.shared.commands.invoke(&call).await
     }
 
@@ -66,11 +66,11 @@ impl Inner {
     }
 
     /// The events of a claim, and what is settled at once: expired events, and what cannot be read.
-    fn items(&self, claim: u64, claimed: Value, until: Instant) -> (Vec<Item>, Vec<(Receipt, Act)>) {
+    fn items(&self, claim: u64, claimed: Reply, until: Instant) -> (Vec<Item>, Vec<(Receipt, Act)>) {
         let token: Arc<str> = self.token(claim).into();
         let (mut found, mut settled) = (Vec::new(), Vec::new());
         for one in items(claimed) {
-            let Ok([id, attempt, values]) = <[Value; 3]>::try_from(items(one)) else { continue };
+            let Ok([id, attempt, values]) = <[Reply; 3]>::try_from(items(one)) else { continue };
             let (id, values): (Arc<str>, _) = (text(id).into(), fields(values));
             let attempt = u32::try_from(number(&attempt)).unwrap_or(u32::MAX);
             let receipt = |event: &str| Receipt {
@@ -111,13 +111,13 @@ pub(super) async fn run(inner: Arc<Inner>, claim: Claim) {
     let (mut gap, mut ended, mut idle, mut found, mut settled) = (None, None, None, Vec::new(), Vec::new());
     let mut failed = false;
     match answer {
-        Ok(Value::Nil) => match inner.rejoin().await {
+        Ok(Reply::Other) => match inner.rejoin().await {
             Ok(recreated) => gap = Some(recreated),
             Err(error) if error.retryable() => failed = true,
             Err(error) => ended = Some(error),
         },
         Ok(answer) => {
-            if let Ok([claimed, gone, wait]) = <[Value; 3]>::try_from(items(answer)) {
+            if let Ok([claimed, gone, wait]) = <[Reply; 3]>::try_from(items(answer)) {
                 (found, settled) = inner.items(claim.number, claimed, until);
                 let gone: Vec<_> = items(gone).into_iter().map(text).collect();
                 if !gone.is_empty() {
@@ -147,12 +147,13 @@ pub(super) async fn run(inner: Arc<Inner>, claim: Claim) {
             }
         }
     }
-    let has_found = !found.is_empty();
+    let (has_found, count) = (!found.is_empty(), found.len() + settled.len());
     let has_left = {
         let mut state = inner.state();
         state.ready.extend(found.into_iter().map(|item| (claim.number, item)));
         state.gaps.extend(gap);
         (state.is_claiming, state.is_busy, state.idle) = (false, has_found, idle);
+        state.has_more = count == claim.most;
         state.failures = if failed { state.failures.saturating_add(1) } else { 0 };
         if failed {
             state.idle = Some(pause(state.failures).min(INTERVAL));
@@ -176,7 +177,7 @@ pub(super) async fn run(inner: Arc<Inner>, claim: Claim) {
 }
 
 /// What is done to a delivery.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Act {
     Ack,
     Expired,

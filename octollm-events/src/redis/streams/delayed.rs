@@ -1,11 +1,14 @@
 //! Events that are published later.
 
-use std::{sync::LazyLock, time::Duration};
+use std::time::Duration;
 
-use redis::Script;
 use tokio::time::timeout;
 
 use super::{Keys, Shared, scripts::scripts};
+use crate::redis::{
+    command::{Call, LazyScript, Script},
+    values::number,
+};
 
 /// Time between two looks for what is due without a notification, and after a failure.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -61,14 +64,10 @@ scripts! {
 }
 
 /// A call of a script for delayed events.
-pub(super) fn of_delayed<'a>(script: &'a Script, keys: &Keys) -> redis::ScriptInvocation<'a> {
-    let mut call = script.prepare_invoke();
-    for key in keys.of_bus() {
-        call.key(key);
-    }
-    for part in ["delayed", "delayed:events", "delayed:ids", "delayed:numbers"] {
-        call.key(keys.of(part));
-    }
+pub(super) fn of_delayed<'a>(script: &'a Script, keys: &Keys) -> Call<'a> {
+    let of_delayed = ["delayed", "delayed:events", "delayed:ids", "delayed:numbers"];
+    let names = keys.of_bus().into_iter().chain(of_delayed.map(|part| keys.of(part)));
+    let mut call = script.call(&names.collect::<Vec<_>>());
     call.arg("");
     call
 }
@@ -78,11 +77,10 @@ pub(super) async fn publish_due(shared: &Shared) {
     let mut changed = shared.delayed.subscribe();
     loop {
         changed.mark_unchanged();
-        let next: Result<i64, _> = shared.commands.invoke(&of_delayed(&DELAYED_SCRIPT, &shared.keys)).await;
+        let next = shared.commands.invoke(&of_delayed(&DELAYED_SCRIPT, &shared.keys)).await;
         let wait = match next {
-            Ok(next) => {
-                u64::try_from(next).map_or(INTERVAL, |next| Duration::from_millis(next).min(INTERVAL))
-            }
+            Ok(next) => u64::try_from(number(&next))
+                .map_or(INTERVAL, |next| Duration::from_millis(next).min(INTERVAL)),
             Err(_) => FAILURE,
         };
         let _ = timeout(wait, changed.changed()).await;

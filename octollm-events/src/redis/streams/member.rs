@@ -1,7 +1,7 @@
 //! One consumer of a group.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +11,6 @@ use octollm_core::{
     bus::{BusError, ConsumeOptions, Gap, Nack, engine::ConsumerEngine},
     event::{Event, Pattern},
 };
-use redis::Value;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
@@ -22,6 +21,7 @@ use super::{
     claim::{self, Act, Claim},
     scripts::{SETTLE_SCRIPT, STATUS_SCRIPT, of_group},
 };
+use crate::redis::values::{items, number};
 
 /// A consumer asks the server this often without a notification.
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) failures: u32,
     /// Whether the last claim found something.
     pub(super) is_busy: bool,
+    /// Whether it found as much as it asked for.
+    pub(super) has_more: bool,
     pub(super) idle: Option<Duration>,
     pub(super) batch: usize,
     pub(super) returned: Instant,
@@ -87,7 +89,8 @@ pub(super) struct State {
 
 /// What `next` does.
 enum Step {
-    Return(Result<Result<Item, Gap>, BusError>),
+    /// Returns, and claims what comes next meanwhile.
+    Return(Result<Result<Item, Gap>, BusError>, Option<Claim>),
     Claim(Claim),
     Wait,
     Idle(Instant),
@@ -98,6 +101,16 @@ impl State {
     fn room(&mut self, most: usize, now: Instant) -> (usize, Option<Instant>) {
         self.held.retain(|_, until| *until > now);
         (most.saturating_sub(self.held.len()), self.held.values().min().copied())
+    }
+
+    fn claim(&mut self, room: usize, now: Instant) -> Claim {
+        let lives = now - self.lived > SIGN;
+        if lives {
+            self.lived = now;
+        }
+        let is_repeated = self.failures > 0;
+        (self.is_claiming, self.claims) = (true, self.claims + u64::from(!is_repeated));
+        Claim { number: self.claims, most: self.batch.min(room), lives, is_repeated }
     }
 }
 
@@ -110,14 +123,15 @@ impl Inner {
         let mut state = self.state();
         let now = Instant::now();
         if let Some(gap) = state.gaps.pop_front() {
-            return Step::Return(Ok(Err(gap)));
+            return Step::Return(Ok(Err(gap)), None);
         }
         if let Some((_, item)) = state.ready.pop_front() {
+            let ahead = self.ahead(&mut state, now);
             state.returned = now;
-            return Step::Return(Ok(Ok(item)));
+            return Step::Return(Ok(Ok(item)), ahead);
         }
         if let Some(ended) = &state.ended {
-            return Step::Return(Err(ended.clone()));
+            return Step::Return(Err(ended.clone()), None);
         }
         if state.is_claiming {
             return Step::Wait;
@@ -131,13 +145,22 @@ impl Inner {
         }
         let is_quick = state.is_busy && now - state.returned < QUICK;
         state.batch = if is_quick { (state.batch * 2).min(BATCH) } else { 1 };
-        let lives = now - state.lived > SIGN;
-        if lives {
-            state.lived = now;
+        Step::Claim(state.claim(room, now))
+    }
+
+    /// A claim of what comes next, while as many events as it asks for are still to be returned. One after a failure waits.
+    fn ahead(&self, state: &mut State, now: Instant) -> Option<Claim> {
+        let is_quick = now - state.returned < QUICK && state.has_more && state.failures == 0;
+        if !is_quick || state.is_claiming || state.has_left || state.ready.len() > state.batch {
+            return None;
         }
-        let is_repeated = state.failures > 0;
-        (state.is_claiming, state.claims) = (true, state.claims + u64::from(!is_repeated));
-        Step::Claim(Claim { number: state.claims, most: state.batch.min(room), lives, is_repeated })
+        let (room, _) = state.room(self.options.max_in_flight, now);
+        let batch = (state.batch * 2).min(BATCH);
+        if room < batch {
+            return None;
+        }
+        state.batch = batch;
+        Some(state.claim(room, now))
     }
 
     /// Gives back what was claimed and not asked for, of one claim or of all.
@@ -160,18 +183,24 @@ impl Inner {
         let mut results = Vec::with_capacity(batch.len());
         for part in batch.chunks(SETTLED) {
             let mut call = of_group(&SETTLE_SCRIPT, &self.shared.keys, &self.group);
-            call.arg(self.shared.dead_letters);
-            for (receipt, act) in part {
+            call.number(self.shared.dead_letters);
+            for alike in part.chunk_by(|(one, act), (next, other)| one.token == next.token && act == other) {
+                let [(first, act), ..] = alike else { continue };
                 let (name, with) = act.parts();
-                call.arg(&*receipt.id).arg(&*receipt.token).arg(name).arg(with);
+                call.arg(&*first.token).arg(name).arg(with).number(alike.len());
+                for (receipt, _) in alike {
+                    call.arg(&*receipt.id);
+                }
             }
-            let settled: Result<Vec<i64>, _> = self.shared.commands.invoke(&call).await;
+            let settled = self.shared.commands.invoke(&call).await;
+            let numbers = |lost| items(lost).iter().map(number).collect::<HashSet<_>>();
+            let settled = settled.map(numbers);
             let lost = |receipt: &Receipt| BusError::LeaseLost { event_id: receipt.event_id.to_string() };
             let mut state = self.state();
-            for (at, (receipt, act)) in part.iter().enumerate() {
+            for (number, (receipt, act)) in (1..).zip(part) {
                 let result = match &settled {
-                    Ok(settled) if settled.get(at) == Some(&1) => Ok(()),
-                    Ok(_) => Err(lost(receipt)),
+                    Ok(numbers) if numbers.contains(&number) => Err(lost(receipt)),
+                    Ok(_) => Ok(()),
                     Err(error) => Err(error.clone().into()),
                 };
                 match act {
@@ -215,6 +244,7 @@ impl Member {
             is_claiming: false,
             failures: 0,
             is_busy: false,
+            has_more: false,
             idle: None,
             batch: 1,
             returned: now,
@@ -244,7 +274,12 @@ impl ConsumerEngine for Member {
                 return Err(BusError::Closed);
             }
             match self.inner.step() {
-                Step::Return(result) => return result,
+                Step::Return(result, ahead) => {
+                    if let Some(claim) = ahead {
+                        tokio::spawn(claim::run(self.inner.clone(), claim));
+                    }
+                    return result;
+                }
                 Step::Claim(claim) => {
                     changed.mark_unchanged();
                     tokio::spawn(claim::run(self.inner.clone(), claim));
@@ -309,8 +344,8 @@ impl ConsumerEngine for Member {
         let inner = self.inner.clone();
         spawn(async move {
             let mut call = of_group(&STATUS_SCRIPT, &inner.shared.keys, &inner.group);
-            call.arg(inner.shared.dead_letters).arg(&inner.name);
-            let _: Result<Value, _> = inner.shared.commands.invoke(&call).await;
+            call.number(inner.shared.dead_letters).arg(&inner.name);
+            drop(inner.shared.commands.invoke(&call).await);
         });
     }
 }

@@ -12,29 +12,29 @@ mod scripts;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use octollm_core::{
     bus::{
-        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus,
-        FailedAttempt, Gap, GroupStatus, Overflow, Subscription,
+        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
+        GroupStatus, Overflow, Subscription,
     },
     error::ConfigError,
     event::{Event, Pattern},
 };
-use redis::Value;
 use tokio::sync::watch;
 
 pub use self::builder::RedisStreamBusBuilder;
 use self::{
     delayed::{CANCEL_SCRIPT, DELAY_SCRIPT, of_delayed},
-    entry::{Entry, Id, raw},
+    entry::{Entry, Id, dead_letter},
     member::{LIFE, Member, SETTLED},
     reader::Live,
     scripts::*,
 };
 use super::{
+    command::Command,
     commands::{Commands, batches},
     error::RedisError,
+    reply::Reply,
     values::{items, millis, number, text},
 };
 use crate::Encoding;
@@ -140,10 +140,13 @@ impl Shared {
         known: &str,
     ) -> Result<Joined, BusError> {
         let mut call = of_group(&JOIN_SCRIPT, &self.keys, group);
-        call.arg(pattern.to_string()).arg(if from_start { "1" } else { "0" }).arg(member).arg(millis(LIFE));
+        call.arg(pattern.to_string())
+            .arg(if from_start { "1" } else { "0" })
+            .arg(member)
+            .number(millis(LIFE));
         call.arg(known).arg(uuid());
-        let answer: Value = self.commands.invoke(&call).await?;
-        let Ok([joined, with, gap]) = <[Value; 3]>::try_from(items(answer)) else {
+        let answer = self.commands.invoke(&call).await?;
+        let Ok([joined, with, gap]) = <[Reply; 3]>::try_from(items(answer)) else {
             return Err(unexpected().into());
         };
         match number(&joined) {
@@ -156,6 +159,9 @@ impl Shared {
         }
     }
 }
+
+/// Room in a command for the names of fields, lengths, and the attributes that [`Event::size`] leaves out.
+const ADDED_BYTES: usize = 512;
 
 /// A text that no other process has.
 fn uuid() -> String {
@@ -193,8 +199,8 @@ impl RedisStreamBus {
         &self.0.shared
     }
 
-    /// Checks an event, and makes it fields.
-    fn fields(&self, event: &Event) -> Result<Vec<(&'static str, bytes::Bytes)>, BusError> {
+    /// Checks an event, and appends its fields.
+    fn append(&self, event: &Event, mut add: impl FnMut(&[u8])) -> Result<(), BusError> {
         if *self.shared().closed.borrow() {
             return Err(BusError::Closed);
         }
@@ -202,7 +208,21 @@ impl RedisStreamBus {
         if size > limit {
             return Err(BusError::TooLarge { size, limit });
         }
-        self.shared().encoding.to_fields(event).map_err(|error| RedisError::failed(error).into())
+        let add = |name: &'static str, value: &[u8]| {
+            add(name.as_bytes());
+            add(value);
+        };
+        self.shared().encoding.each_field(event, add).map_err(|error| RedisError::failed(error).into())
+    }
+
+    /// The command that publishes an event.
+    fn add_command(&self, event: &Event) -> Result<Command, BusError> {
+        let mut command = Command::with_capacity("XADD", event.size() + ADDED_BYTES);
+        command.arg(self.shared().keys.log()).arg("*");
+        self.append(event, |word| {
+            command.arg(word);
+        })?;
+        Ok(command)
     }
 }
 
@@ -215,13 +235,8 @@ impl fmt::Debug for RedisStreamBus {
 #[async_trait]
 impl EventBus for RedisStreamBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
-        let fields = self.fields(&event)?;
-        let mut command = redis::cmd("XADD");
-        command.arg(self.shared().keys.log()).arg("*");
-        for (name, value) in &fields {
-            command.arg(*name).arg(&value[..]);
-        }
-        let _: Value = self.shared().commands.execute(&command).await?;
+        let command = self.add_command(&event)?;
+        self.shared().commands.execute(&command).await?;
         Ok(())
     }
 
@@ -242,19 +257,14 @@ impl EventBus for RedisStreamBus {
     }
 
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
-        let (mut results, log) = (Vec::with_capacity(events.len()), self.shared().keys.log());
+        let mut results = Vec::with_capacity(events.len());
         for batch in batches(&events) {
-            let mut pipeline = redis::Pipeline::with_capacity(batch.len());
-            let all: Vec<_> = batch.iter().map(|event| self.fields(event)).collect();
-            for fields in all.iter().flatten() {
-                let command = pipeline.cmd("XADD").arg(&log).arg("*");
-                for (name, value) in fields {
-                    command.arg(*name).arg(&value[..]);
-                }
-            }
-            let mut answers = self.shared().commands.execute_each(&mut pipeline).await.into_iter();
+            let mut commands = Vec::with_capacity(batch.len());
+            let add = |event: &Event| self.add_command(event).map(|command| commands.push(command));
+            let encoded: Vec<_> = batch.iter().map(add).collect();
+            let mut answers = self.shared().commands.execute_each(&commands).await.into_iter();
             let mut next = || answers.next().unwrap_or_else(|| Err(unexpected())).map_err(BusError::from);
-            results.extend(all.into_iter().map(|fields| fields.and_then(|_| next())));
+            results.extend(encoded.into_iter().map(|encoded| encoded.and_then(|()| next())));
         }
         results
     }
@@ -263,14 +273,13 @@ impl EventBus for RedisStreamBus {
 #[async_trait]
 impl DelayBus for RedisStreamBus {
     async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
-        let fields = self.fields(&event)?;
         let mut call = of_delayed(&DELAY_SCRIPT, &self.shared().keys);
-        call.arg(event.id()).arg(millis(delay)).arg(self.0.delayed);
-        for (name, value) in &fields {
-            call.arg(*name).arg(&value[..]);
-        }
-        let stored: i64 = self.shared().commands.invoke(&call).await?;
-        if stored == 0 {
+        call.arg(event.id()).number(millis(delay)).number(self.0.delayed);
+        self.append(&event, |word| {
+            call.arg(word);
+        })?;
+        let stored = self.shared().commands.invoke(&call).await?;
+        if number(&stored) == 0 {
             return Err(BusError::Full { events: self.0.delayed, bytes: usize::MAX });
         }
         Ok(())
@@ -279,8 +288,8 @@ impl DelayBus for RedisStreamBus {
     async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError> {
         let mut call = of_delayed(&CANCEL_SCRIPT, &self.shared().keys);
         call.arg(event_id);
-        let found: i64 = self.shared().commands.invoke(&call).await?;
-        Ok(found > 0)
+        let found = self.shared().commands.invoke(&call).await?;
+        Ok(number(&found) > 0)
     }
 }
 
@@ -307,10 +316,10 @@ impl DurableBus for RedisStreamBus {
 
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {
         let mut call = of_group(&STATUS_SCRIPT, &self.shared().keys, group);
-        call.arg(self.shared().dead_letters).arg("");
-        let answer: Value = self.shared().commands.invoke(&call).await?;
+        call.number(self.shared().dead_letters).arg("");
+        let answer = self.shared().commands.invoke(&call).await?;
         let numbers: Vec<_> =
-            items(answer).iter().map(|value| u64::try_from(number(value)).unwrap_or(0)).collect();
+            items(answer).iter().map(|one| u64::try_from(number(one)).unwrap_or(0)).collect();
         let [members, pending, waiting, dead_letters, expired, discarded] = numbers[..] else {
             return Err(BusError::UnknownGroup { group: group.to_owned() });
         };
@@ -322,9 +331,9 @@ impl DurableBus for RedisStreamBus {
     }
 
     async fn remove_group(&self, group: &str) -> Result<bool, BusError> {
-        let removed: i64 =
-            self.shared().commands.invoke(&of_group(&REMOVE_SCRIPT, &self.shared().keys, group)).await?;
-        Ok(removed > 0)
+        let call = of_group(&REMOVE_SCRIPT, &self.shared().keys, group);
+        let removed = self.shared().commands.invoke(&call).await?;
+        Ok(number(&removed) > 0)
     }
 
     async fn dead_letters(
@@ -340,18 +349,23 @@ impl DurableBus for RedisStreamBus {
         };
         // Brings the group up to the present time.
         self.group(group).await?;
-        let mut command = redis::cmd("XRANGE");
-        command.arg(self.shared().keys.of_group(group, "dead")).arg(from).arg("+").arg("COUNT").arg(limit);
-        let found: Value = self.shared().commands.execute(&command).await?;
+        let mut command = Command::new("XRANGE");
+        command
+            .arg(self.shared().keys.of_group(group, "dead"))
+            .arg(from)
+            .arg("+")
+            .arg("COUNT")
+            .arg(limit.to_string());
+        let found = self.shared().commands.execute(&command).await?;
         Ok(Entry::list(found).into_iter().map(|entry| dead_letter(self.shared().encoding, entry)).collect())
     }
 
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError> {
         let unknown = || BusError::UnknownDeadLetter { entry: entry.to_owned() };
         let id = Id::parse(entry).ok_or_else(unknown)?;
-        let mut read = redis::cmd("XRANGE");
+        let mut read = Command::new("XRANGE");
         read.arg(self.shared().keys.of_group(group, "dead")).arg(id.to_string()).arg(id.to_string());
-        let found: Value = self.shared().commands.execute(&read).await?;
+        let found = self.shared().commands.execute(&read).await?;
         let is_event = |found: Entry| dead_letter(self.shared().encoding, found).event.is_ok();
         let is_replayable = Entry::list(found).pop().is_none_or(is_event);
         if !is_replayable {
@@ -359,36 +373,11 @@ impl DurableBus for RedisStreamBus {
         }
         let mut call = of_group(&REPLAY_SCRIPT, &self.shared().keys, group);
         call.arg(id.to_string());
-        let replayed: i64 = self.shared().commands.invoke(&call).await?;
-        match replayed {
+        let replayed = self.shared().commands.invoke(&call).await?;
+        match number(&replayed) {
             1 => Ok(()),
             0 => Err(unknown()),
             _ => Err(BusError::UnknownGroup { group: group.to_owned() }),
         }
     }
-}
-
-fn dead_letter(encoding: Encoding, entry: Entry) -> DeadLetter {
-    let (mut reason, mut attempts, mut history, mut event) = (String::new(), 0, Vec::new(), Vec::new());
-    for (name, value) in entry.fields {
-        match &name[..] {
-            b"reason" => reason = String::from_utf8_lossy(&value).into_owned(),
-            b"attempts" => attempts = String::from_utf8_lossy(&value).parse().unwrap_or(0),
-            b"history" => history = read_history(&value),
-            [b'f', b':', name @ ..] => event.push((name.to_vec(), value)),
-            _ => {}
-        }
-    }
-    let decoded = encoding.from_fields(event.iter().map(|(name, value)| (name, value)));
-    DeadLetter::new(entry.id.to_string(), decoded.map_err(|_| raw(&event).into()), reason, attempts)
-        .with_history(history)
-}
-
-/// The attempts that failed: of each the time in ms since 1970, the consumer and the reason. A history that cannot be read is none.
-fn read_history(json: &[u8]) -> Vec<FailedAttempt> {
-    let attempts: Vec<(i64, String, String)> = serde_json::from_slice(json).unwrap_or_default();
-    let read = |(at, consumer, reason)| {
-        FailedAttempt::new(Timestamp::from_millisecond(at).unwrap_or_default(), consumer, reason)
-    };
-    attempts.into_iter().map(read).collect()
 }

@@ -9,14 +9,13 @@ use octollm_core::{
     },
     event::{Event, Pattern},
 };
-use redis::{Cmd, Value};
 use tokio::{sync::Mutex, time::sleep};
 
 use super::{
     Keys, Shared,
     entry::{Entry, Id, streams},
 };
-use crate::redis::{commands::Commands, connection::pause, error::RedisError};
+use crate::redis::{command::Command, commands::Commands, connection::pause, error::RedisError};
 
 /// Most entries that are read at once.
 const BATCH: usize = 512;
@@ -91,9 +90,11 @@ async fn first(commands: &Commands, keys: &Keys) -> Result<Id, RedisError> {
 }
 
 async fn edge(commands: &Commands, command: &str, range: [&str; 3]) -> Result<Id, RedisError> {
-    let mut command = redis::cmd(command);
-    command.arg(&range).arg("COUNT").arg(1);
-    let found: Value = commands.execute(&command).await?;
+    let mut command = Command::new(command);
+    for word in range {
+        command.arg(word);
+    }
+    let found = commands.execute(command.arg("COUNT").arg("1")).await?;
     Ok(Entry::list(found).first().map(|entry| entry.id).unwrap_or_default())
 }
 
@@ -106,8 +107,7 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
     loop {
         let has_subscribers = !shared.live.open().await.is_empty();
         let count = if has_subscribers { BATCH } else { 1 };
-        let read: Result<Value, _> =
-            waiting.execute(&read_command(&shared.keys, wait, count, after, woken)).await;
+        let read = waiting.execute(&read_command(&shared.keys, wait, count, after, woken)).await;
         let read = match read {
             Ok(read) => read,
             Err(error) => {
@@ -160,10 +160,10 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
     }
 }
 
-fn read_command(keys: &Keys, wait: Duration, count: usize, after: Id, woken: Id) -> Cmd {
-    let mut command = redis::cmd("XREAD");
+fn read_command(keys: &Keys, wait: Duration, count: usize, after: Id, woken: Id) -> Command {
+    let mut command = Command::new("XREAD");
     let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
-    command.arg("COUNT").arg(count).arg("BLOCK").arg(wait).arg("STREAMS");
+    command.arg("COUNT").arg(count.to_string()).arg("BLOCK").arg(wait.to_string()).arg("STREAMS");
     command.arg(keys.log()).arg(keys.wake()).arg(after.to_string()).arg(woken.to_string());
     command
 }

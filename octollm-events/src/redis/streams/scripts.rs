@@ -1,11 +1,9 @@
 //! What the server executes as one step.
 
-use std::sync::LazyLock;
-
 use octollm_core::bus::{DeadLetter, FailedAttempt};
-use redis::Script;
 
 use super::Keys;
+use crate::redis::command::{Call, LazyScript, Script};
 
 /// Reason of a dead letter whose last attempt failed.
 const NO_ATTEMPTS: &str = "no attempts left";
@@ -18,7 +16,7 @@ pub(super) fn script(body: &str) -> Script {
         FailedAttempt::MAX_REASON_BYTES,
         FailedAttempt::LEASE_EXPIRED,
     );
-    Script::new(&[&constants, COMMON, body].concat())
+    Script::new([&constants, COMMON, body].concat())
 }
 
 // The log is a stream. A group has a position in it, by which XREADGROUP reads without a list of what is pending. `due` has what the group was given
@@ -115,13 +113,9 @@ local function alternatives(text)
   return list
 end
 
--- What is no event goes to each group, as a dead letter.
-local function matches(list, fields)
-  local kind = field(fields, 'event_type') or field(fields, 'type')
-  if not kind then return true end
+local function matches_kind(list, kind, domain)
   local entity, action = string.match(kind, '^([^.]*)%.(.*)$')
   if not entity then return true end
-  local domain = field(fields, 'domain') or 'events'
   for _, one in ipairs(list) do
     if (one[1] == '*' or one[1] == domain) and (one[2] == '*' or one[2] == entity)
       and (one[3] == '*' or one[3] == action) then
@@ -129,6 +123,24 @@ local function matches(list, fields)
     end
   end
   return false
+end
+
+-- What is no event goes to each group, as a dead letter. Of each kind the list remembers whether it matches.
+local function matches(list, fields)
+  local kind, domain
+  for at = 1, #fields, 2 do
+    local name = fields[at]
+    if name == 'event_type' or (name == 'type' and not kind) then kind = fields[at + 1]
+    elseif name == 'domain' then domain = fields[at + 1] end
+  end
+  if not kind then return true end
+  local known = domain and domain .. ':' .. kind or kind
+  local verdict = list[known]
+  if verdict == nil then
+    verdict = matches_kind(list, kind, domain or 'events')
+    list[known] = verdict
+  end
+  return verdict
 end
 
 -- Reads further entries of the log, and calls for those of the group. Returns whether there are none left. The trimming of the bus never deletes
@@ -194,32 +206,39 @@ if is_repeated then
     end
   end
 end
-local claimed, gone, scores, values = {}, {}, {}, {}
-local function give(id, fields)
+local claimed, gone, scores, values, count = {}, {}, {}, {}, 0
+local expires = string.format('%.0f', now + lease)
+local function lend(id, attempts, claim, fields)
+  local at = 2 * count
+  count = count + 1
+  scores[at + 1], scores[at + 2] = expires, id
+  values[at + 1], values[at + 2] = id, claim
+  claimed[count] = {id, attempts, fields}
+end
+local function give_again(id)
   local own, attempts, _, since, event = parse(redis.call('HGET', claims, id))
-  fields = fields or fields_of(id)
+  local fields = fields_of(id)
   if not fields then
     gone[#gone + 1] = event
     remove(id)
     return
   end
   if own ~= '' then redis.call('HSET', failed, id, history_of(id, own, since, LEASE_EXPIRED)) end
-  scores[#scores + 1] = now + lease
-  scores[#scores + 1] = id
-  values[#values + 1] = id
-  values[#values + 1] = claim_of(token, attempts + 1, most, now, field(fields, 'id') or '')
-  claimed[#claimed + 1] = {id, attempts + 1, fields}
+  lend(id, attempts + 1, claim_of(token, attempts + 1, most, now, field(fields, 'id') or ''), fields)
 end
+-- Most events are given for the first time.
+local first_claim = claim_of(token, 1, most, now, '')
+local function give(id, fields) lend(id, 1, first_claim .. (field(fields, 'id') or ''), fields) end
 for _, range in ipairs({{FIRST_TIME, now}, {'-inf', '(' .. FIRST_TIME}}) do
-  if #claimed < room then
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, range[1], range[2], 'LIMIT', 0, room - #claimed)) do give(id) end
+  if count < room then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, range[1], range[2], 'LIMIT', 0, room - count)) do give_again(id) end
   end
 end
 local list, is_read, rounds = alternatives(pattern), false, 0
-while #claimed < room and not is_read and rounds < 8 do
+while count < room and not is_read and rounds < 8 do
   rounds = rounds + 1
-  is_read = read_on(list, math.max(room - #claimed, 64), function(id, fields)
-    if #claimed < room then give(id, fields) else make_ready(id) end
+  is_read = read_on(list, math.max(room - count, 64), function(id, fields)
+    if count < room then give(id, fields) else make_ready(id) end
   end)
 end
 for from = 1, #scores, 2000 do
@@ -234,44 +253,55 @@ if room > 0 and not is_read then wait = 0 end
 return {claimed, gone, wait}
 ";
 
-// For each delivery: id, token, what to do, and a number, a reason or both with it. Returns 1 for each that was settled.
+// For deliveries of one claim that have the same end: their token, what to do, a number, a reason or both with it, how many there are, and their ids.
+// Returns the numbers of those that were not settled, counted from 1.
 const SETTLE: &str = r"
 local most_dead = tonumber(ARGV[2])
-local ids, results, acked, again_acked, replayed = {}, {}, {}, {}, {}
-for at = 3, #ARGV, 4 do ids[#ids + 1] = ARGV[at] end
-local found = redis.call('HMGET', claims, unpack(ids))
-local woken = false
-for number, id in ipairs(ids) do
-  local at = number * 4 - 1
-  local token, act, with = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local own, attempts, most, since, event = parse(found[number])
+local lost, acked, again_acked, replayed, woken = {}, {}, {}, {}, false
+local number, at = 0, 3
+local function settle(id, claim, token, act, with)
+  local own, attempts, most, since, event = parse(claim)
   if own == '' or own ~= token then
-    results[number] = 0
+    lost[#lost + 1] = number
+  elseif act == 'ack' or act == 'expired' then
+    acked[#acked + 1] = id
+    if attempts > 1 then again_acked[#again_acked + 1] = id end
+    if is_replayed(id) then replayed[#replayed + 1] = string.sub(id, 3) end
+    if act == 'expired' then redis.call('HINCRBY', stats, 'expired', 1) end
+  elseif act == 'dead' or act == 'last' then
+    local history = history_of(id, own, since, with)
+    bury(id, act == 'last' and NO_ATTEMPTS or with, attempts, history, most_dead)
+  elseif act == 'extend' then
+    redis.call('ZADD', due, now + tonumber(with), id)
+    woken = true
   else
-    results[number] = 1
-    if act == 'ack' or act == 'expired' then
-      acked[#acked + 1] = id
-      if attempts > 1 then again_acked[#again_acked + 1] = id end
-      if is_replayed(id) then replayed[#replayed + 1] = string.sub(id, 3) end
-      if act == 'expired' then redis.call('HINCRBY', stats, 'expired', 1) end
-    elseif act == 'dead' or act == 'last' then
-      local history = history_of(id, own, since, with)
-      bury(id, act == 'last' and NO_ATTEMPTS or with, attempts, history, most_dead)
-    elseif act == 'extend' then
-      redis.call('ZADD', due, now + tonumber(with), id)
-      woken = true
+    local score = 0
+    if act == 'release' then
+      attempts = attempts - 1
     else
-      local score = 0
-      if act == 'release' then
-        attempts = attempts - 1
-      else
-        local delay, reason = string.match(with, '^(%d+) (.*)$')
-        if tonumber(delay) > 0 then score = now + tonumber(delay) end
-        redis.call('HSET', failed, id, history_of(id, own, since, reason))
-      end
-      redis.call('ZADD', due, score, id)
-      redis.call('HSET', claims, id, claim_of('', attempts, most, since, event))
-      woken = true
+      local delay, reason = string.match(with, '^(%d+) (.*)$')
+      if tonumber(delay) > 0 then score = now + tonumber(delay) end
+      redis.call('HSET', failed, id, history_of(id, own, since, reason))
+    end
+    redis.call('ZADD', due, score, id)
+    redis.call('HSET', claims, id, claim_of('', attempts, most, since, event))
+    woken = true
+  end
+end
+while at < #ARGV do
+  local token, act, with, ids = ARGV[at], ARGV[at + 1], ARGV[at + 2], {}
+  for one = 1, tonumber(ARGV[at + 3]) do ids[one] = ARGV[at + 3 + one] end
+  at = at + 4 + #ids
+  -- Most events are acknowledged at their first attempt.
+  local first, found = token .. '|1|', redis.call('HMGET', claims, unpack(ids))
+  local length = act == 'ack' and #first or 0
+  for one, id in ipairs(ids) do
+    number = number + 1
+    local claim = found[one]
+    if length > 0 and claim and string.sub(claim, 1, length) == first and not is_replayed(id) then
+      acked[#acked + 1] = id
+    else
+      settle(id, claim, token, act, with)
     end
   end
 end
@@ -282,7 +312,7 @@ if #acked > 0 then
   if #replayed > 0 then redis.call('XDEL', again, unpack(replayed)) end
 end
 if woken then wake_members() end
-return results
+return lost
 ";
 
 // Members, pending, waiting, dead letters, expired, discarded.
@@ -343,7 +373,7 @@ return 1
 
 macro_rules! scripts {
     ($($name:ident = $body:ident;)*) => {
-        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| $crate::redis::streams::scripts::script($body));)*
+        $(pub(super) static $name: LazyScript = LazyScript::new(|| $crate::redis::streams::scripts::script($body));)*
     };
 }
 pub(super) use scripts;
@@ -358,14 +388,10 @@ scripts! {
 }
 
 /// A call of a script for a group.
-pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redis::ScriptInvocation<'a> {
-    let mut call = script.prepare_invoke();
-    for key in keys.of_bus() {
-        call.key(key);
-    }
-    for part in ["due", "claims", "dead", "again", "stats", "members", "failed"] {
-        call.key(keys.of_group(group, part));
-    }
-    call.key(keys.of("data")).arg(group);
+pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> Call<'a> {
+    let of_group = ["due", "claims", "dead", "again", "stats", "members", "failed"];
+    let names = keys.of_bus().into_iter().chain(of_group.map(|part| keys.of_group(group, part)));
+    let mut call = script.call(&names.chain([keys.of("data")]).collect::<Vec<_>>());
+    call.arg(group);
     call
 }

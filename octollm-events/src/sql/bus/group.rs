@@ -271,6 +271,9 @@ async fn replay_one(
     let Some(row) = rows.first() else { return unknown() };
     let bytes = row.bytes(1)?;
     let Ok(event) = Encoding::Native.decode(&bytes) else { return unknown() };
+    // It does not expire: somebody wants it delivered.
+    let event = event.without_expiry();
+    let Ok(bytes) = Encoding::Native.encode(&event) else { return unknown() };
     let size = event.size();
     if let Err(full) = backlog.check(row.count(2)? + 1, row.count(3)? + size as u64) {
         return Ok(Err(full));
@@ -279,10 +282,9 @@ async fn replay_one(
     count_dead(*group, -1, -row.int(0)?, tx).await?;
     let number = state.number().cast_signed();
     let mut deliveries = Deliveries::default();
-    // It does not expire: somebody wants it delivered.
     deliveries.push(*group, number, (key_of(&event), i64::try_from(size).unwrap_or(i64::MAX), 0));
     deliveries.insert(tx).await?;
-    tx.conn.execute(&EVENT, [(*group).into(), number.into(), bytes.into()]).await?;
+    tx.conn.execute(&EVENT, [(*group).into(), number.into(), bytes.to_vec().into()]).await?;
     tx.conn.execute(&COUNT, [(*group).into(), size.into()]).await?;
     tx.changed(group_topic(*group));
     Ok(Ok(()))

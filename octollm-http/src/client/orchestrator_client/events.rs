@@ -21,6 +21,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+#[cfg(feature = "ws")]
+use super::sockets;
 use super::{
     Inner, OrchestratorClient, parts_of,
     polls::{FAILURES, LONGEST, SHORTEST},
@@ -30,8 +32,8 @@ use crate::client::{
     exchange::{CODED, Received, Target, is_coded, read},
     foreign,
     metrics::SendSpan,
-    pool::{ExchangeError, ExchangeLimits, ServerHints},
-    sse::{EVENTS, EventReader, ServerEvent, is_events},
+    pool::{ExchangeLimits, ServerHints},
+    sse::{EVENTS, EventReader, is_events},
 };
 
 impl OrchestratorClient {
@@ -45,8 +47,20 @@ impl OrchestratorClient {
         after: Option<u64>,
         cx: &Context,
     ) -> Result<Option<TaskUpdates>, Failure> {
-        let Ok(place) = self.0.streams.clone().try_acquire_owned() else { return Ok(None) };
-        let events = match self.open(id, after, cx).await {
+        let mut place = None;
+        let events = loop {
+            let has_sockets = self.has_sockets();
+            if !has_sockets {
+                let Ok(free) = self.0.streams.clone().try_acquire_owned() else { return Ok(None) };
+                place = Some(free);
+            }
+            let opened = self.open(id, after, cx).await;
+            // The orchestrator has no WebSockets, but may have streams.
+            if !(has_sockets && matches!(opened, Ok(None)) && !self.has_sockets()) {
+                break opened;
+            }
+        };
+        let events = match events {
             Ok(Some(events)) => Some((events, Instant::now())),
             Ok(None) => return Ok(None),
             Err(failure) if failure.retryable => {
@@ -75,20 +89,23 @@ impl OrchestratorClient {
         }))))
     }
 
-    /// Opens the stream of the updates of a task. `None` where there is no such route.
-    async fn open(
-        &self,
-        id: &TaskId,
-        after: Option<u64>,
-        cx: &Context,
-    ) -> Result<Option<EventReader>, Failure> {
+    /// Whether updates come over WebSockets.
+    fn has_sockets(&self) -> bool {
+        #[cfg(feature = "ws")]
+        return self.0.sockets.as_ref().is_some_and(sockets::Sockets::are_supported);
+        #[cfg(not(feature = "ws"))]
+        false
+    }
+
+    /// Opens the updates of a task. `None` where there is no such route.
+    async fn open(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<Option<Source>, Failure> {
         let admission = self.0.protection.admit()?;
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let limit = cx.deadline().map_or(limit, |deadline| deadline.min(limit));
         let answer = tokio::select! {
             biased;
             () = cx.cancelled() => Err(Failure::of(ErrorKind::Cancelled)),
-            answer = limit.run(self.events(id, after, cx)) => {
+            answer = limit.run(self.source(id, after, cx)) => {
                 answer.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
             }
         };
@@ -102,6 +119,19 @@ impl OrchestratorClient {
         };
         admission.end(outcome, Instant::now());
         answer
+    }
+
+    async fn source(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<Option<Source>, Failure> {
+        #[cfg(feature = "ws")]
+        if let Some(sockets) = self.0.sockets.as_ref().filter(|sockets| sockets.are_supported()) {
+            let mut caller = parts_of(cx)?.caller;
+            if caller == Caller::Unchecked {
+                caller = self.1.clone();
+            }
+            let subscription = self.subscribed(sockets, (id, after, caller)).await?;
+            return Ok(subscription.map(Source::Socket));
+        }
+        Ok(self.events(id, after, cx).await?.map(Source::Events))
     }
 
     async fn events(
@@ -163,6 +193,26 @@ async fn events_of(answer: Response<Received>, most: usize) -> Result<Option<Eve
     }
 }
 
+/// Where the updates of a task come from.
+enum Source {
+    Events(EventReader),
+    #[cfg(feature = "ws")]
+    Socket(sockets::Subscription),
+}
+
+impl Source {
+    /// The next update. `None` where the source has ended.
+    async fn next(&mut self) -> Option<Result<TaskUpdate, Failure>> {
+        match self {
+            Self::Events(events) => {
+                Some(events.next().await?.map_err(Failure::from).and_then(|event| event.json()))
+            }
+            #[cfg(feature = "ws")]
+            Self::Socket(subscription) => subscription.next().await,
+        }
+    }
+}
+
 /// A task that is followed over all streams of its updates.
 struct Followed {
     client: OrchestratorClient,
@@ -171,7 +221,7 @@ struct Followed {
     /// The number of the last update.
     after: u64,
     /// The stream, and when it was opened.
-    events: Option<(EventReader, Instant)>,
+    events: Option<(Source, Instant)>,
     /// Whether an update of this stream has arrived.
     has_begun: bool,
     /// The update that follows a gap.
@@ -180,7 +230,8 @@ struct Followed {
     is_over: bool,
     /// Streams that were not opened, or ended at once, in a row.
     failures: u32,
-    _place: OwnedSemaphorePermit,
+    /// That of a stream.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Followed {
@@ -198,7 +249,7 @@ impl Followed {
                 () = self.cx.cancelled() => return None,
                 event = events.next() => event,
             };
-            match event.map(|event| event.and_then(|event| self.read(&event))) {
+            match event.map(|update| update.and_then(|update| self.read(update))) {
                 Some(Ok(None)) => {}
                 Some(Ok(Some(update))) => return Some(self.passed(update)),
                 ended => {
@@ -220,12 +271,11 @@ impl Followed {
     }
 
     /// Reads an update that is a new one, with the gap before it.
-    fn read(&mut self, event: &ServerEvent) -> Result<Option<TaskUpdate>, ExchangeError> {
-        let update: TaskUpdate = event.json()?;
+    fn read(&mut self, update: TaskUpdate) -> Result<Option<TaskUpdate>, Failure> {
         let (task_id, seq) = (update.task_id(), update.seq());
         if *task_id != self.id {
             let words = format!("the update is of another task, {task_id}");
-            return Err(ExchangeError::new(ErrorKind::BadResponse, words));
+            return Err(Failure::new(ErrorKind::BadResponse, words));
         }
         self.failures = 0;
         if seq < self.after && !self.has_begun {

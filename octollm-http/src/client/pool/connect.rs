@@ -87,7 +87,7 @@ pub(super) async fn open(
 }
 
 /// Connects, and returns whether the server has chosen HTTP/2.
-async fn connect(
+pub(super) async fn connect(
     pool: &Shared,
     origin: &Origin,
     versions: Versions,

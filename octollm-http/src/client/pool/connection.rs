@@ -167,7 +167,7 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Poll<()> {
     over.map(drop)
 }
 
-fn add_host(request: &mut Request<Upload>, origin: &Origin) -> Result<(), ExchangeError> {
+pub(super) fn add_host(request: &mut Request<Upload>, origin: &Origin) -> Result<(), ExchangeError> {
     if !request.headers().contains_key(HOST) {
         let host = HeaderValue::from_str(origin.authority.as_str()).map_err(|_| {
             ExchangeError::new(ErrorKind::BadRequest, "the request has no usable host").before_execution()

@@ -14,6 +14,8 @@ mod pooled;
 mod checkout;
 mod attempt;
 mod streamed;
+#[cfg(feature = "ws")]
+mod upgrade;
 
 use std::{
     future::Future,
@@ -103,6 +105,19 @@ pub(crate) struct ExchangeLimits {
     pub(crate) begun: Option<Instant>,
 }
 
+/// The limits on the silence of a connection.
+#[cfg(feature = "ws")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PingLimits {
+    /// Time without a byte after which a ping is sent, and within which it is answered.
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    /// Time limit on a write.
+    pub(crate) write: Duration,
+    /// Time for which an idle connection stays open.
+    pub(crate) idle: Duration,
+}
+
 static GAUGES: LazyLock<Gauges<Shared>> = LazyLock::new(|| {
     let connections = ("octollm_client_connections", "Connections to an arm.", &["arm", "state"][..]);
     let waiting = ("octollm_client_waiting", "Requests that wait for a connection to an arm.", &["arm"][..]);
@@ -152,6 +167,13 @@ impl Pool {
     /// The largest answer, in bytes.
     pub(crate) fn max_answer(&self) -> usize {
         self.0.config.max_answer
+    }
+
+    /// The limits on the silence of a connection that is no longer one of HTTP.
+    #[cfg(feature = "ws")]
+    pub(crate) fn ping_limits(&self) -> PingLimits {
+        let ClientConfig { ping_interval, ping_timeout, write_idle, idle_timeout, .. } = self.0.config;
+        PingLimits { interval: ping_interval, timeout: ping_timeout, write: write_idle, idle: idle_timeout }
     }
 
     /// Sets the number of arms that share the connections.

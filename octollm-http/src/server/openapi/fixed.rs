@@ -30,7 +30,7 @@ pub(crate) type Operation = (Method, &'static str, Value);
 
 /// The tag of contracts.
 pub(crate) const CONTRACTS: &str = "contracts";
-const TASKS: &str = "tasks";
+pub(crate) const TASKS: &str = "tasks";
 const SCREENING: &str = "screening";
 pub(crate) const EVENTS: &str = "events";
 const SERVER: &str = "server";
@@ -63,7 +63,7 @@ pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
 /// More statuses of a registration. Without tokens proofs cannot be verified.
 const OF_REGISTRATIONS: &[u16] = if cfg!(feature = "tokens") { &[409] } else { &[409, 501] };
 /// More statuses of the routes of one task.
-const OF_TASKS: &[u16] = &[404, 409, 501];
+pub(crate) const OF_TASKS: &[u16] = &[404, 409, 501];
 
 /// The route of the card of a server without an orchestrator.
 pub(crate) fn capabilities() -> Operation {
@@ -122,6 +122,13 @@ pub(crate) fn events_of(data: Value) -> Value {
 /// The page that displays the document.
 pub(crate) fn page() -> Operation {
     (Method::GET, "/docs", text("docs", "A page that displays this document.", "text/html"))
+}
+
+/// The page that displays tasks, arms and events as they change.
+#[cfg(feature = "dashboard")]
+pub(crate) fn dashboard() -> Operation {
+    let summary = "A page that displays tasks, arms, events and dead letters as they change.";
+    (Method::GET, "/dashboard", tagged(text("dashboard", summary, "text/html")))
 }
 
 /// A document of this media type, whatever its readers accept.
@@ -253,7 +260,7 @@ pub(crate) fn registry_schemas(schemas: &mut Map<String, Value>) {
     insert(schemas, "Cleared", output_schema::<Cleared>());
 }
 
-fn task_in_path() -> Value {
+pub(crate) fn task_in_path() -> Value {
     json!({ "name": "id", "in": "path", "required": true, "schema": inline::<TaskId>() })
 }
 

@@ -4,6 +4,8 @@ mod components;
 mod dead_letters;
 mod fixed;
 mod headers;
+#[cfg(feature = "ws")]
+mod sockets;
 
 use std::time::Duration;
 
@@ -133,9 +135,24 @@ impl Document {
         self.operation(&method, path, operation);
     }
 
+    /// Adds the WebSockets.
+    #[cfg(feature = "ws")]
+    pub(crate) fn add_sockets(&mut self) {
+        for (method, path, operation) in sockets::operations() {
+            self.operation(&method, path, operation);
+        }
+    }
+
     /// Adds the page that displays the document.
     pub(crate) fn add_page(&mut self) {
         let (method, path, operation) = fixed::page();
+        self.operation(&method, path, operation);
+    }
+
+    /// Adds the page that displays tasks, arms and events.
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn add_dashboard(&mut self) {
+        let (method, path, operation) = fixed::dashboard();
         self.operation(&method, path, operation);
     }
 

@@ -11,12 +11,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription},
     card::ArmCard,
-    conformance::store::layer::{Layer, Stores, layered},
+    conformance::{
+        store::layer::{Layer, Stores, layered},
+        support::WAIT,
+    },
     error::CallError,
     event::{Event, Pattern},
     id::{IdempotencyKey, StepKey},
@@ -43,37 +46,58 @@ pub(super) enum Moment {
     Never,
 }
 
+/// The name of a call of an arm.
+const CALL: &str = "call";
+
 /// What happens to one brain.
 pub(super) struct Fate {
     turn: Turn,
     moment: Moment,
     operations: AtomicU64,
-    /// Operations that may take effect.
-    in_flight: watch::Sender<usize>,
+    /// The names of the operations that may take effect.
+    in_flight: watch::Sender<Vec<&'static str>>,
     halted: watch::Sender<bool>,
     met: watch::Sender<bool>,
 }
 
-/// Counts an operation in flight, also where it is dropped.
-struct InFlight<'a>(&'a watch::Sender<usize>);
+/// An operation in flight, until it is dropped.
+struct InFlight<'a>(&'a watch::Sender<Vec<&'static str>>, &'static str);
+
+impl<'a> InFlight<'a> {
+    fn new(all: &'a watch::Sender<Vec<&'static str>>, name: &'static str) -> Self {
+        all.send_modify(|names| names.push(name));
+        Self(all, name)
+    }
+}
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.send_modify(|names| {
+            if let Some(own) = names.iter().position(|name| *name == self.1) {
+                names.swap_remove(own);
+            }
+        });
     }
 }
 
 impl Fate {
     pub(super) fn new(turn: Turn, moment: Moment) -> Arc<Self> {
         let (halted, met) = (watch::Sender::new(false), watch::Sender::new(false));
-        let (operations, in_flight) = (AtomicU64::new(0), watch::Sender::new(0));
+        let (operations, in_flight) = (AtomicU64::new(0), watch::Sender::default());
         Arc::new(Self { turn, moment, operations, in_flight, halted, met })
     }
 
-    /// Returns when no operation is in flight: a process that died may have sent some that take effect after its death.
+    /// Returns when no operation is in flight: a process that died may have sent some that take effect after its death. A call of an arm
+    /// that does not answer may be in flight for longer.
     pub(super) async fn settled(&self) {
+        let mut in_flight = self.in_flight.subscribe();
         // The sender is in `self`.
-        let _ = self.in_flight.subscribe().wait_for(|count| *count == 0).await;
+        if timeout(WAIT / 12, in_flight.wait_for(Vec::is_empty)).await.is_ok() {
+            return;
+        }
+        let only_calls = |names: &Vec<&str>| names.iter().all(|name| *name == CALL);
+        let settled = timeout(WAIT, in_flight.wait_for(only_calls)).await.is_ok();
+        assert!(settled, "operations end within {WAIT:?}: {:?}", in_flight.borrow());
     }
 
     /// Whether the moment has come.
@@ -101,7 +125,7 @@ impl Fate {
     }
 
     /// An operation that may be the last.
-    async fn meet<T>(&self, operation: impl Future<Output = T>) -> T {
+    async fn meet<T>(&self, name: &'static str, operation: impl Future<Output = T>) -> T {
         if self.turn == Turn::Fails {
             return operation.await;
         }
@@ -111,8 +135,7 @@ impl Fate {
             self.halt();
             self.goes_on().await;
         }
-        self.in_flight.send_modify(|count| *count += 1);
-        let in_flight = InFlight(&self.in_flight);
+        let in_flight = InFlight::new(&self.in_flight, name);
         let answer = operation.await;
         drop(in_flight);
         if self.moment == Moment::After(number) {
@@ -125,10 +148,11 @@ impl Fate {
     /// An operation that may be the last, or may fail.
     async fn meet_store<T>(
         &self,
+        name: &'static str,
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         if self.turn != Turn::Fails {
-            return self.meet(operation).await;
+            return self.meet(name, operation).await;
         }
         let fails = || {
             self.met.send_replace(true);
@@ -192,18 +216,18 @@ impl<T: Transport> Transport for Doomed<T> {
             self.sight().called(&call.step, &call.parts.key);
             self.inner.call(call).await
         };
-        self.fate.meet(made).await
+        self.fate.meet(CALL, made).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
-        self.fate.meet(self.inner.cards()).await
+        self.fate.meet("cards", self.inner.cards()).await
     }
 }
 
 #[async_trait]
 impl EventBus for Doomed<MemoryBus> {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
-        self.fate.meet(self.inner.publish(event)).await
+        self.fate.meet("publish", self.inner.publish(event)).await
     }
 
     async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
@@ -224,16 +248,16 @@ type Shared = Arc<dyn crate::store::TaskStore>;
 impl Layer for Doomed<Shared> {
     async fn around<T: Send>(
         &self,
-        _: &'static str,
+        name: &'static str,
         _: Stores<'_>,
         work: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
-        self.fate.meet_store(work).await
+        self.fate.meet_store(name, work).await
     }
 
     async fn around_detached<T: Send + 'static>(
         &self,
-        _: &'static str,
+        name: &'static str,
         stores: Stores<'_>,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -248,7 +272,7 @@ impl Layer for Doomed<Shared> {
             Ok(done)
         };
         // It arrives even when its caller has given it up by then.
-        tokio::spawn(async move { fate.meet_store(made).await })
+        tokio::spawn(async move { fate.meet_store(name, made).await })
             .await
             .unwrap_or_else(|error| Err(StoreError::Unavailable(error.into())))
     }

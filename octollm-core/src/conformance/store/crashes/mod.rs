@@ -277,6 +277,7 @@ impl<const LANE: u32> Life<LANE> {
                 // It may not return, and may fail after it took effect.
                 let rerun = tokio::spawn(async move { brain.rerun(&id, None, &cx).await });
                 while !rerun.is_finished() && !gone() {
+                    assert!(Instant::now() < limit, "a rerun returns within {WAIT:?}");
                     sleep(Duration::from_millis(20)).await;
                 }
             }

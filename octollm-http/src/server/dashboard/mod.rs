@@ -123,7 +123,7 @@ mod tests {
             "Function(",
             "style=\"",
             "localStorage",
-            "cookie",
+            "document.cookie",
         ] {
             assert!(!page.contains(word), "{word}");
         }

@@ -500,10 +500,10 @@ async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
     let (updates, code) = fast.to_close().await;
     assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
     // One that is never read is dropped, and its place is free.
+    let asks = format!("{ASKS}{KEY}");
     let reopened = async {
         loop {
-            let both =
-                [asked(peer, &path, &format!("{ASKS}{KEY}")), asked(peer, &path, &format!("{ASKS}{KEY}"))];
+            let both = [asked(peer, &path, &asks), asked(peer, &path, &asks)];
             if futures_util::future::join_all(both).await.iter().all(|(answer, _)| answer.status == 101) {
                 return;
             }

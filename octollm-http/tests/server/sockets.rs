@@ -513,10 +513,14 @@ async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
     drop(unread);
     // One that reads again after it was closed. A log has at most 1 MiB, which the system would take at once.
     let (peer, ..) = bound(pouring().write_timeout(Duration::from_secs(1))).await;
-    let mut slow = Socket::open(peer, "/ws", "").await;
+    let mut ids = Vec::new();
     for _ in 0..16 {
         let id = poured(peer, 20, 64 * 1024).await;
         Socket::open(peer, &format!("/ws/tasks/{id}"), "").await.to_close().await;
+        ids.push(id);
+    }
+    let mut slow = Socket::open(peer, "/ws", "").await;
+    for id in ids {
         slow.ask(json!({ "type": "subscribe", "task_id": id })).await;
     }
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -56,7 +56,8 @@ impl OrchestratorClient {
             }
             let opened = self.open(id, after, cx).await;
             // The orchestrator has no WebSockets, but may have streams.
-            if !(has_sockets && matches!(opened, Ok(None)) && !self.has_sockets()) {
+            let has_learned = has_sockets && !self.has_sockets();
+            if !has_learned || !matches!(opened, Ok(None)) {
                 break opened;
             }
         };
@@ -92,8 +93,9 @@ impl OrchestratorClient {
     /// Whether updates come over WebSockets.
     fn has_sockets(&self) -> bool {
         #[cfg(feature = "ws")]
-        return self.0.sockets.as_ref().is_some_and(sockets::Sockets::are_supported);
-        #[cfg(not(feature = "ws"))]
+        if let Some(sockets) = &self.0.sockets {
+            return sockets.are_supported();
+        }
         false
     }
 

@@ -57,6 +57,7 @@ pub struct RedisIdempotencyStoreBuilder {
 
 // A record is a hash: the digest of the input, the run, the state, the end of its lease in ms since 1970, and the answer.
 const BEGIN: &str = r"
+-- A part of a millisecond has passed: no lease ends early.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local found = redis.call('HMGET', KEYS[1], 'input', 'state', 'until', 'answer')
@@ -70,7 +71,7 @@ elseif state == 'running' then
 elseif state ~= 'released' then
   return {state, found[4] or ''}
 end
-redis.call('HSET', KEYS[1], 'input', ARGV[1], 'run', ARGV[2], 'state', 'running', 'until', now + tonumber(ARGV[3]))
+redis.call('HSET', KEYS[1], 'input', ARGV[1], 'run', ARGV[2], 'state', 'running', 'until', now + 1 + tonumber(ARGV[3]))
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]) + tonumber(ARGV[4]))
 return {'run'}
 ";

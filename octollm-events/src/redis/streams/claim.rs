@@ -102,51 +102,60 @@ impl Inner {
         self.state().data = joined.data;
         Ok(Gap::GroupRecreated)
     }
+
+    /// Makes a claim.
+    async fn claimed(&self, claim: &Claim) -> Claimed {
+        let until = Instant::now() + self.options.lease;
+        let mut claimed = Claimed::default();
+        match self.claim(claim).await {
+            Ok(Reply::Other) => match self.rejoin().await {
+                Ok(recreated) => claimed.gap = Some(recreated),
+                Err(error) if error.retryable() => claimed.failed = true,
+                Err(error) => claimed.ended = Some(error),
+            },
+            Ok(answer) => {
+                let Ok([events, gone, wait]) = <[Reply; 3]>::try_from(items(answer)) else { return claimed };
+                (claimed.found, claimed.settled) = self.items(claim.number, events, until);
+                let gone: Vec<_> = items(gone).into_iter().map(text).collect();
+                if !gone.is_empty() {
+                    let event_ids = gone.into_iter().filter(|id| !id.is_empty()).collect();
+                    claimed.gap = Some(Gap::Trimmed { event_ids });
+                } else if claimed.found.is_empty() && claimed.settled.is_empty() && number(&wait) != 0 {
+                    let wait = u64::try_from(number(&wait)).map(Duration::from_millis);
+                    claimed.idle = Some(wait.map_or(INTERVAL, |wait| wait.min(INTERVAL)));
+                }
+            }
+            Err(error) => {
+                claimed.failed = true;
+                if !claim.is_repeated {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        group = self.group,
+                        "events not claimed from Redis"
+                    );
+                }
+            }
+        }
+        claimed
+    }
+}
+
+/// What a claim has found.
+#[derive(Default)]
+struct Claimed {
+    found: Vec<Item>,
+    /// What is settled at once.
+    settled: Vec<(Receipt, Act)>,
+    gap: Option<Gap>,
+    ended: Option<BusError>,
+    /// How long there is nothing more, where nothing was found.
+    idle: Option<Duration>,
+    failed: bool,
 }
 
 /// Claims events for a member. It is a task of its own, so that no event is lost where nobody waits for it any more.
 pub(super) async fn run(inner: Arc<Inner>, claim: Claim) {
-    let until = Instant::now() + inner.options.lease;
-    let answer = inner.claim(&claim).await;
-    let (mut gap, mut ended, mut idle, mut found, mut settled) = (None, None, None, Vec::new(), Vec::new());
-    let mut failed = false;
-    match answer {
-        Ok(Reply::Other) => match inner.rejoin().await {
-            Ok(recreated) => gap = Some(recreated),
-            Err(error) if error.retryable() => failed = true,
-            Err(error) => ended = Some(error),
-        },
-        Ok(answer) => {
-            if let Ok([claimed, gone, wait]) = <[Reply; 3]>::try_from(items(answer)) {
-                (found, settled) = inner.items(claim.number, claimed, until);
-                let gone: Vec<_> = items(gone).into_iter().map(text).collect();
-                if !gone.is_empty() {
-                    gap = Some(Gap::Trimmed {
-                        event_ids: gone.into_iter().filter(|id| !id.is_empty()).collect(),
-                    });
-                }
-                if found.is_empty() && settled.is_empty() && gap.is_none() {
-                    idle = match number(&wait) {
-                        0 => None,
-                        time => Some(
-                            u64::try_from(time)
-                                .map_or(INTERVAL, |time| Duration::from_millis(time).min(INTERVAL)),
-                        ),
-                    };
-                }
-            }
-        }
-        Err(error) => {
-            failed = true;
-            if !claim.is_repeated {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    group = inner.group,
-                    "events not claimed from Redis"
-                );
-            }
-        }
-    }
+    let Claimed { found, settled, gap, ended, idle, failed } = inner.claimed(&claim).await;
     let (has_found, count) = (!found.is_empty(), found.len() + settled.len());
     let has_left = {
         let mut state = inner.state();

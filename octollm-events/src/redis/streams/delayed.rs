@@ -37,7 +37,7 @@ if redis.call('ZCARD', delayed) >= most then return 0 end
 local number = redis.call('INCR', numbers)
 local fields = {}
 for at = 5, #ARGV do fields[#fields + 1] = ARGV[at] end
-redis.call('ZADD', delayed, now + delay, number)
+redis.call('ZADD', delayed, later(delay), number)
 redis.call('HSET', events, number, cmsgpack.pack({id, fields}))
 redis.call('SADD', ids .. ':' .. id, number)
 wake_members()

@@ -33,6 +33,9 @@ local CONSUMER = 'octollm'
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
+-- A part of this millisecond has passed: nothing is early.
+local function later(time) return now + 1 + time end
+
 local function is_replayed(id) return string.sub(id, 1, 2) == 'r:' end
 
 local function fields_of(id)
@@ -207,7 +210,7 @@ if is_repeated then
   end
 end
 local claimed, gone, scores, values, count = {}, {}, {}, {}, 0
-local expires = string.format('%.0f', now + lease)
+local expires = string.format('%.0f', later(lease))
 local function lend(id, attempts, claim, fields)
   local at = 2 * count
   count = count + 1
@@ -272,7 +275,7 @@ local function settle(id, claim, token, act, with)
     local history = history_of(id, own, since, with)
     bury(id, act == 'last' and NO_ATTEMPTS or with, attempts, history, most_dead)
   elseif act == 'extend' then
-    redis.call('ZADD', due, now + tonumber(with), id)
+    redis.call('ZADD', due, later(tonumber(with)), id)
     woken = true
   else
     local score = 0
@@ -280,7 +283,7 @@ local function settle(id, claim, token, act, with)
       attempts = attempts - 1
     else
       local delay, reason = string.match(with, '^(%d+) (.*)$')
-      if tonumber(delay) > 0 then score = now + tonumber(delay) end
+      if tonumber(delay) > 0 then score = later(tonumber(delay)) end
       redis.call('HSET', failed, id, history_of(id, own, since, reason))
     end
     redis.call('ZADD', due, score, id)

@@ -38,6 +38,8 @@ pub(super) fn channel(contract: &ContractRef, action: &str) -> Result<Channel, I
 
 /// Returns the pattern of all replies to a caller.
 pub(super) fn replies(to: &str) -> Result<Pattern, InvalidValue> {
+    // A pattern can also have wildcards and alternatives.
+    Channel::new(REPLIES, to, action::COMPLETED)?;
     format!("{REPLIES}:{to}:*").parse()
 }
 

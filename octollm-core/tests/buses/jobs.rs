@@ -543,6 +543,26 @@ pub(crate) async fn a_replay_ends_by_the_record_of_its_key(bus: impl DurableBus 
     serving.stop().await;
 }
 
+pub(crate) async fn replies_are_for_one_name(bus: impl DurableBus + Clone) {
+    for name in ["*", "a,replies:b", "a:b", "a b", ""] {
+        let refused = QueuedArms::builder(name, bus.clone()).contract::<Repeatable>("hands").connect().await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(&refused, BusError::InvalidSetting { source } if source.setting() == "name"));
+    }
+    let hands = Hands::default();
+    let serving = Serving::start(worker(&bus, &hands));
+    drop(context(&bus).await);
+    for to in ["*", "a,replies:b"] {
+        let data = json!({ "input": { "text": "works", "id": 1 }, "reply_to": to });
+        let job = Event::on("jobs:work__repeat:queued".parse().unwrap(), "stranger", data);
+        bus.publish(job.unwrap()).await.unwrap();
+    }
+    let letters = dead_letters::<Repeatable>(&bus, 2).await;
+    assert!(letters.iter().all(|(reason, _)| reason.starts_with("bad_request: ")), "{letters:?}");
+    assert_eq!(hands.runs(1), 0);
+    serving.stop().await;
+}
+
 pub(crate) async fn a_token_says_who_calls(bus: impl DurableBus + Clone) {
     let hands = Hands::default();
     let verify = |token: Option<&str>| match token {
@@ -781,6 +801,7 @@ macro_rules! job_tests {
             a_replayed_job_runs_although_its_call_was_dropped
             a_job_that_outlasts_its_deadline_is_a_dead_letter
             a_replay_ends_by_the_record_of_its_key
+            replies_are_for_one_name
             a_token_says_who_calls
             an_input_that_is_too_large_is_not_queued
             a_result_that_may_be_lost_is_asked_for_again

@@ -164,7 +164,8 @@ impl Store {
         let item = slot.group.remove_dead_letter(entry).ok_or_else(unknown)?;
         // The caller wants the event delivered, so it does not expire.
         let event = item.event.without_expiry();
-        let item = Item { event, expiry: Expiry::Never, attempts: 0, holder: None, history: Vec::new(), ..item };
+        let item =
+            Item { event, expiry: Expiry::Never, attempts: 0, holder: None, history: Vec::new(), ..item };
         slot.group.push(number, item);
         slot.changed.notify_waiters();
         Ok(())

@@ -175,7 +175,11 @@ pub(super) async fn case_20_a_replayed_dead_letter_is_the_same_event_at_attempt_
     match place.bus.replay(&place.group, &dead[2].entry).await {
         Ok(()) => {
             let again = delivered(&mut consumer).await;
-            assert_eq!((number(again.event()), again.event().expires_at()), (2, None), "its expiry is lifted");
+            assert_eq!(
+                (number(again.event()), again.event().expires_at()),
+                (2, None),
+                "its expiry is lifted"
+            );
             again.ack().await.expect("the delivery is acknowledged");
         }
         Err(_) => assert_eq!(place.dead_letters().await.len(), 2, "one that is refused is not lost"),

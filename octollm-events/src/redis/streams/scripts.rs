@@ -33,8 +33,7 @@ local CONSUMER = 'octollm'
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
--- A part of this millisecond has passed: nothing is early.
-local function later(time) return now + 1 + time end
+local function later(time) return now + 1 + time end -- a part of this millisecond has passed: nothing is early
 
 local function is_replayed(id) return string.sub(id, 1, 2) == 'r:' end
 

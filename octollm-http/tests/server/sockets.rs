@@ -124,7 +124,7 @@ impl Socket {
     }
 
     /// The messages up to the close frame, and its code. Closes as well.
-    async fn to_close(&mut self) -> (Vec<Value>, u16) {
+    async fn until_close(&mut self) -> (Vec<Value>, u16) {
         let mut messages = Vec::new();
         loop {
             let (first, payload) = self.frame().await;
@@ -166,7 +166,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 async fn the_updates_of_a_task_arrive_in_order_and_resume_after_any_of_them() {
     let (peer, ..) = bound(server()).await;
     let id = told(peer, "", "", 20, false).await;
-    let (whole, code) = Socket::open(peer, &format!("/ws/tasks/{id}"), "").await.to_close().await;
+    let (whole, code) = Socket::open(peer, &format!("/ws/tasks/{id}"), "").await.until_close().await;
     assert_eq!(code, 1000);
     let numbers: Vec<_> = whole.iter().map(|update| update["seq"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (1..=whole.len() as u64).collect::<Vec<_>>());
@@ -174,7 +174,7 @@ async fn the_updates_of_a_task_arrive_in_order_and_resume_after_any_of_them() {
     assert_eq!(whole.last().unwrap()["result"]["output"], 20);
     for after in 0..=whole.len() {
         let (rest, code) =
-            Socket::open(peer, &format!("/ws/tasks/{id}?after={after}"), "").await.to_close().await;
+            Socket::open(peer, &format!("/ws/tasks/{id}?after={after}"), "").await.until_close().await;
         assert_eq!((rest, code), (whole[after..].to_vec(), 1000), "{after}");
     }
 }
@@ -298,7 +298,7 @@ async fn frames_that_break_the_protocol_close_with_its_codes() {
     ] {
         let mut socket = Socket::open(peer, "/ws", "").await;
         let _ = socket.0.try_write(&bytes).await;
-        assert_eq!(socket.to_close().await, (Vec::new(), code), "{what}");
+        assert_eq!(socket.until_close().await, (Vec::new(), code), "{what}");
         assert!(timeout(Duration::from_secs(3), socket.0.rest()).await.is_ok(), "{what}: stays open");
     }
 }
@@ -324,7 +324,7 @@ async fn what_is_no_request_is_an_error_and_then_the_end() {
         let code = error["code"].as_str().unwrap();
         assert!(error["type"] == "error" && ["bad_request", "validation_failed"].contains(&code), "{text}");
         socket.send(FIN | TEXT, text.as_bytes()).await;
-        assert_eq!(socket.to_close().await, (Vec::new(), 1008), "{text}");
+        assert_eq!(socket.until_close().await, (Vec::new(), 1008), "{text}");
     }
     let id = told(peer, "", "", 1, true).await;
     let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}"), "").await;
@@ -333,7 +333,7 @@ async fn what_is_no_request_is_an_error_and_then_the_end() {
     assert_eq!(socket.json().await["code"], "bad_request");
     socket.ask(json!({ "type": "cancel", "task_id": id })).await;
     assert_eq!(socket.json().await["status"], "cancelled");
-    assert_eq!(socket.to_close().await, (Vec::new(), 1000));
+    assert_eq!(socket.until_close().await, (Vec::new(), 1000));
 }
 
 #[tokio::test]
@@ -360,7 +360,7 @@ async fn too_many_messages_close_the_socket() {
     let mut socket = Socket::open(peer, "/ws", "").await;
     let pings = frame(FIN | PING, b"").repeat(25);
     let _ = socket.0.try_write(&pings).await;
-    assert_eq!(socket.to_close().await, (Vec::new(), 1008));
+    assert_eq!(socket.until_close().await, (Vec::new(), 1008));
 }
 
 fn by_token(head: &Parts) -> Result<Caller, Failure> {
@@ -421,7 +421,7 @@ async fn a_socket_ends_with_the_token_or_the_deadline_of_its_caller() {
     for fields in ["Authorization: Bearer brief\r\n", "Authorization: Bearer ann\r\nOctollm-Timeout: 300\r\n"]
     {
         let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}"), fields).await;
-        let (updates, code) = socket.to_close().await;
+        let (updates, code) = socket.until_close().await;
         assert_eq!((updates.last().unwrap()["data"].as_str(), code), (Some("word 0"), 1008), "{fields}");
     }
 }
@@ -435,7 +435,7 @@ async fn sockets_end_with_the_server_within_its_grace() {
     polite.ask(json!({ "type": "subscribe", "task_id": id })).await;
     while polite.json().await["status"] != "completed" {}
     stop.send(()).unwrap();
-    assert_eq!(polite.to_close().await, (Vec::new(), 1001));
+    assert_eq!(polite.until_close().await, (Vec::new(), 1001));
     assert!(polite.0.closed().await.is_empty());
     timeout(Duration::from_secs(8), running).await.expect("a socket holds the server up").unwrap();
     assert_eq!(silent.0.rest().await[..4], [FIN | CLOSE, 2 + 15, 3, 233]);
@@ -497,7 +497,7 @@ async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
     let id = poured(peer, 300, 64 * 1024).await;
     let path = format!("/ws/tasks/{id}");
     let (unread, mut fast) = (Socket::open(peer, &path, "").await, Socket::open(peer, &path, "").await);
-    let (updates, code) = fast.to_close().await;
+    let (updates, code) = fast.until_close().await;
     assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
     // One that is never read is dropped, and its place is free.
     let asks = format!("{ASKS}{KEY}");
@@ -516,7 +516,7 @@ async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
     let mut ids = Vec::new();
     for _ in 0..16 {
         let id = poured(peer, 20, 64 * 1024).await;
-        Socket::open(peer, &format!("/ws/tasks/{id}"), "").await.to_close().await;
+        Socket::open(peer, &format!("/ws/tasks/{id}"), "").await.until_close().await;
         ids.push(id);
     }
     let mut slow = Socket::open(peer, "/ws", "").await;
@@ -525,7 +525,7 @@ async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     // It has a part of what there was, and then the reason.
-    let (messages, code) = slow.to_close().await;
+    let (messages, code) = slow.until_close().await;
     assert_eq!(code, 1013, "{} messages", messages.len());
 }
 
@@ -552,7 +552,7 @@ async fn a_thousand_sockets_of_a_task_have_every_update_beside_one_that_is_not_r
     let mut sockets = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let mut socket = Socket::open(peer, &path, "").await;
-        sockets.spawn(async move { socket.to_close().await });
+        sockets.spawn(async move { socket.until_close().await });
     }
     let mut count = 0;
     while let Some(socket) = sockets.join_next().await {
@@ -575,11 +575,11 @@ async fn a_socket_opens_below_a_prefix_and_not_over_http2() {
     let peer = Peer::Tcp(listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
     let id = told(peer, "/brain", "", 2, false).await;
-    let (updates, code) = Socket::open(peer, &format!("/brain/ws/tasks/{id}"), "").await.to_close().await;
+    let (updates, code) = Socket::open(peer, &format!("/brain/ws/tasks/{id}"), "").await.until_close().await;
     assert_eq!((&updates.last().unwrap()["status"], code), (&json!("completed"), 1000));
     let mut socket = Socket::open(peer, "/brain/ws", "").await;
     socket.send(FIN | TEXT, b"\xff").await;
-    assert_eq!(socket.to_close().await.1, 1007);
+    assert_eq!(socket.until_close().await.1, 1007);
 
     let (peer, ..) = bound(server()).await;
     let mut calls = crate::places::caller(peer, 65_535).await;

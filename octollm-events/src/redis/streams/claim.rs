@@ -85,6 +85,7 @@ impl Inner {
                     settled.push((receipt(event.id()), Act::Expired));
                 }
                 Ok(event) => {
+                    let event = if id.starts_with("r:") { event.without_expiry() } else { event };
                     self.state().held.insert(id.clone(), until);
                     let receipt = receipt(event.id());
                     found.push((event, attempt, receipt));

@@ -112,26 +112,19 @@ impl Socket {
         serde_json::from_slice(&text).unwrap()
     }
 
-    /// Joins a message with its further frames.
-    async fn parts(&mut self, mut text: Vec<u8>, messages: &mut Vec<Value>) {
-        loop {
-            let (first, part) = self.frame().await;
-            text.extend(part);
-            if first & FIN != 0 {
-                return messages.push(serde_json::from_slice(&text).unwrap());
-            }
-        }
-    }
-
     /// The messages up to the close frame, and its code. Closes as well.
     async fn until_close(&mut self) -> (Vec<Value>, u16) {
-        let mut messages = Vec::new();
+        let (mut messages, mut text) = (Vec::new(), Vec::new());
         loop {
             let (first, payload) = self.frame().await;
             match first & 0xf {
-                // One in several frames.
-                TEXT if first & FIN == 0 => self.parts(payload, &mut messages).await,
-                TEXT => messages.push(serde_json::from_slice(&payload).unwrap()),
+                // A close frame may come between the frames of a message.
+                TEXT | 0 => {
+                    text.extend(payload);
+                    if first & FIN != 0 {
+                        messages.push(serde_json::from_slice(&std::mem::take(&mut text)).unwrap());
+                    }
+                }
                 CLOSE => {
                     let code = u16::from_be_bytes(payload[..2].try_into().unwrap());
                     let _ = self.0.try_write(&frame(FIN | CLOSE, &payload[..2])).await;

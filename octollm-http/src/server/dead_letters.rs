@@ -26,6 +26,8 @@ pub(crate) const SCOPE: &str = "events:admin";
 /// Dead letters of a page: the default, and the most.
 pub(crate) const PAGE: usize = 20;
 pub(crate) const MAX_PAGE: usize = 100;
+/// Stands for the token in the data of an event.
+const REDACTED: &str = "[redacted]";
 /// A page ends with the event that reaches so many bytes.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
@@ -64,7 +66,7 @@ pub(crate) struct DeadLetters {
 struct Letter {
     /// Unique in the group.
     id: String,
-    /// The event in its native form. Null where the bytes are none.
+    /// The event in its native form, without the token in its data. Null where the bytes are none.
     event: Option<Value>,
     /// The bytes that are no event, in base64. Null where they are one.
     bytes: Option<String>,
@@ -144,7 +146,11 @@ impl Letter {
         let DeadLetter { entry: id, event, reason, attempts, history, .. } = letter;
         let (event, bytes) = match event {
             Ok(event) => {
-                let event = serde_json::to_value(&event).map_err(|_| Failure::of(ErrorKind::Internal))?;
+                let mut event = serde_json::to_value(&event).map_err(|_| Failure::of(ErrorKind::Internal))?;
+                // That of a job would let its reader act as the caller.
+                if let Some(token) = event.pointer_mut("/data/token") {
+                    *token = REDACTED.into();
+                }
                 (Some(event), None)
             }
             Err(bytes) => (None, Some(BASE64_STANDARD.encode(bytes))),

@@ -94,6 +94,20 @@ async fn dead_letters_are_listed_with_their_reasons_and_replayed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_token_of_a_job_is_not_listed() {
+    let (bus, peer, mut consumer) = bus_with(0).await;
+    let data = json!({ "input": { "token": "a word" }, "token": "secret" });
+    bus.publish(Event::new("order.paid", "shop", data).unwrap()).await.unwrap();
+    consumer.next().await.unwrap().unwrap().nack(Nack::dead_letter("bad")).await.unwrap();
+    let listed = get(peer, GROUP).await.json();
+    let expected = json!({ "input": { "token": "a word" }, "token": "[redacted]" });
+    assert_eq!(listed["dead_letters"][0]["event"]["data"], expected);
+    let id = listed["dead_letters"][0]["id"].as_str().unwrap();
+    assert_eq!(replay(peer, id, GROUP).await.status, 202);
+    assert_eq!(consumer.next().await.unwrap().unwrap().event().data()["token"], "secret");
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_letters_have_pages() {
     let (_bus, peer, _consumer) = bus_with(5).await;
     let (mut after, mut found, mut pages) = (String::new(), Vec::new(), 0);

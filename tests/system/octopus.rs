@@ -159,8 +159,11 @@ async fn it_runs_on_given_servers() {
 /// What the model was asked: the `authorization`, and the body.
 type Asked = Arc<Mutex<Vec<(Option<String>, Value)>>>;
 
+/// What a model answers to a prompt.
+type Answers = fn(&str) -> String;
+
 /// A server with `/v1/chat/completions`, which answers with these events for each subject.
-async fn model(answer: fn(&str) -> String) -> (String, Asked) {
+async fn model(answer: Answers) -> (String, Asked) {
     let asked = Asked::default();
     let answering = move |State(asked): State<Asked>, headers: HeaderMap, body: Bytes| async move {
         let body: Value = serde_json::from_slice(&body).unwrap();
@@ -224,7 +227,7 @@ async fn the_words_of_a_model_are_streamed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_frames_of_a_model_are_typed_errors() {
     // One task for each: with a few failures in a row, a circuit breaker would open.
-    let cases: [(fn(&str) -> String, &str); 4] = [
+    let cases: [(Answers, &str); 4] = [
         (|_| frames(&[word("Eight ")]) + "data: {\"choices\":\n\n", "the model has sent a malformed frame: "),
         (
             |_| frames(&[json!({ "error": { "message": "out of memory" } })]),

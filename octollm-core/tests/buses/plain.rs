@@ -165,7 +165,7 @@ impl DurableBus for PlainBus {
         let found = slot.state().dead.iter().position(|letter| letter.entry == entry);
         let unknown = || BusError::UnknownDeadLetter { entry: entry.to_owned() };
         let letter = slot.state().dead.remove(found.ok_or_else(unknown)?);
-        slot.push(letter.event.unwrap(), None);
+        slot.push(letter.event.unwrap().without_expiry(), None);
         Ok(())
     }
 }

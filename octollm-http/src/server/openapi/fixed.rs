@@ -280,8 +280,9 @@ const EVENT_STREAM: &str = "Server-sent events, whose data have this form, and w
 
 fn updates_parameters() -> [Value; 2] {
     let after = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
-    let last = "The number of the last update that the caller has, in place of `after`.";
-    let last = json!({ "name": "Last-Event-ID", "in": "header", "schema": after, "description": last });
+    let last = "The number of the last update that the caller has, in place of `after`. Empty is none.";
+    let schema = json!({ "anyOf": [after, { "type": "string", "maxLength": 0 }] });
+    let last = json!({ "name": "Last-Event-ID", "in": "header", "schema": schema, "description": last });
     [query("after", after), last]
 }
 

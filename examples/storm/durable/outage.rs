@@ -65,12 +65,14 @@ async fn outage(how: &str, size: &Size) -> Result<()> {
     let answers = Arc::new(Mutex::new(Vec::new()));
     let asking = tokio::spawn(ask(address, answers.clone(), size.around * 2 + size.away));
     sleep(size.around).await;
-    let (server, away) = (&mut database.server, Instant::now());
+    let server = &mut database.server;
     if how == "stopped" {
         server.stop()
     } else {
         server.kill()
     }
+    // Some of its processes may answer until the last one is gone.
+    let away = Instant::now();
     sleep(size.away).await;
     let back = Instant::now();
     if how == "stopped" {

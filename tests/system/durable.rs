@@ -46,7 +46,11 @@ fn the_quickstart_reports_the_same_on_postgres() {
     assert_eq!(report(&["--database", &url]), report(&[]));
     assert_eq!(report(&["--database", &url, "--kill-brain"]), report(&[]));
     let tasks = "SELECT count(*), min(run), max(run) FROM octollm_tasks";
-    assert_eq!(server.execute(url.rsplit('/').next().expect("a database"), tasks), "2|1|2", "one task of one run, and one of two");
+    assert_eq!(
+        server.execute(url.rsplit('/').next().expect("a database"), tasks),
+        "2|1|2",
+        "one task of one run, and one of two"
+    );
 }
 
 #[test]

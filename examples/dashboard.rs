@@ -79,7 +79,7 @@ impl Arm<WriteText> for Writer {
         let text = format!(
             "What is known about “{}” rests on {} sources. An octopus has three hearts and nine brains: one in the middle, and one in each arm. \
              Two thirds of its neurons are in the arms, which taste, decide and act by themselves, while the middle one states what it wants and \
-             hears how it went. An arm that is lost grows again. That is how this system is built as well.",
+             learns how it went. An arm that is lost grows again. That is how this system is built as well.",
             input.about, input.sources
         );
         for word in text.split_inclusive(' ') {

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 
-from browser import Browser
+from browser import Browser, Page
 
 PREFIX = "/desk"
 HTML = "<img src=x onerror=\"document.title='injected'\"><script>document.title='injected'</script>"
@@ -98,39 +98,11 @@ class Proxy:
                 self.shut(one)
 
 
-class Page:
+class Dashboard(Page):
     def __init__(self, browser, url, view="", width=1440, height=900, dark=False, still=True):
-        self.browser, self.url = browser, url
-        self.target = browser.send("Target.createTarget", url="about:blank", newWindow=True)["targetId"]  # A tab in the background is hidden.
-        self.session = browser.send("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
-            self.send(f"{domain}.enable")
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        features = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce" if still else "no-preference"}
-        self.send("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in features.items()])
-        self.send("Page.addScriptToEvaluateOnNewDocument", source="window.violations = []; addEventListener('securitypolicyviolation', (event) => violations.push(event.violatedDirective + ' ' + event.blockedURI)); window.alert = () => violations.push('alert');")
-        self.send("Page.navigate", url=f"{url}/dashboard{view}")
-        self.until("document.readyState === 'complete' && document.getElementById('views')", "it is there")
-
-    def send(self, method, **params):
-        return self.browser.send(method, self.session, **params)
-
-    def run(self, script):
-        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in answer:
-            raise AssertionError(f"{script}: {answer['exceptionDetails']}")
-        return answer["result"].get("value")
-
-    def until(self, script, words, seconds=20):
-        end = time.monotonic() + seconds
-        while not self.run(f"Boolean({script})"):
-            if time.monotonic() > end:
-                raise AssertionError(f"it is not so that {words}: {self.run('document.body?.innerText')}")
-            time.sleep(0.05)
-
-    def holds(self, script, words):
-        if not self.run(f"Boolean({script})"):
-            raise AssertionError(f"it is not so that {words}: {self.run('document.body.innerText')[:2000]}")
+        media = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce" if still else "no-preference"}
+        # A tab in the background is hidden.
+        super().__init__(browser, url, f"/dashboard{view}", "document.getElementById('views')", width, height, media, newWindow=True)
 
     def key(self, key, code=None):
         more = {"text": "\r"} if key == "Enter" else {}
@@ -164,37 +136,17 @@ class Page:
         sent = [event["params"]["request"] for event in self.events() if event["method"] == "Network.requestWillBeSent"]
         return [value for one in sent for key, value in one["headers"].items() if key.lower() == name]
 
-    def events(self):
-        return [event for event in self.browser.events if event.get("sessionId") == self.session and "method" in event]
-
     def end(self, refused=(), is_cut=False):
         """Nothing went elsewhere, nothing was blocked, nothing was wrong but the answers that are listed, and cut connections."""
         self.is_sound()
-        self.holds("violations.length === 0", f"nothing violates the policy: {self.run('violations.join()')}")
         self.holds("document.cookie === '' && localStorage.length === 0", "nothing is stored but in the session")
-        for event in self.events():
-            params = event["params"]
-            match event["method"]:
-                case "Network.requestWillBeSent":
-                    url = params["request"]["url"]
-                    assert url.startswith((f"{self.url}/", "data:image/svg")), f"a request to {url}"
-                case "Runtime.exceptionThrown":
-                    raise AssertionError(params["exceptionDetails"])
-                case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
-                    raise AssertionError(f"the console has {params}")
-                case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
-                    # The browser logs every answer from 400 on, and every connection that is lost.
-                    words = params["entry"]["text"]
-                    is_known = any(f"status of {status}" in words for status in refused) or (is_cut and "net::ERR_" in words)
-                    assert is_known, f"the log has {words}: {params['entry'].get('url')}"
-                case "Audits.issueAdded":
-                    issue = params["issue"]
-                    assert issue["code"] not in ("ContentSecurityPolicyIssue", "MixedContentIssue"), issue
-        self.browser.send("Target.closeTarget", targetId=self.target)
+        # The browser logs every answer from 400 on, and every connection that is lost.
+        self.ends_well(self.url, lambda words: any(f"status of {status}" in words for status in refused) or (is_cut and "net::ERR_" in words))
+
 
 
 def check_tasks(browser, server, proxy):
-    page = Page(browser, proxy.url + PREFIX)
+    page = Dashboard(browser, proxy.url + PREFIX)
     page.is_live()
     page.run("window.stays = true")
     page.until("!document.getElementById('tasks-note').hidden", "there are no tasks yet")
@@ -256,7 +208,7 @@ def check_tasks(browser, server, proxy):
 
 
 def check_lost(browser, server, proxy, restart):
-    page = Page(browser, proxy.url + PREFIX)
+    page = Dashboard(browser, proxy.url + PREFIX)
     page.is_live()
     page.run("window.stays = true")
     task = server.submit("A stream that breaks")
@@ -286,7 +238,7 @@ def check_lost(browser, server, proxy, restart):
 
 
 def check_views(browser, server, proxy):
-    page = Page(browser, proxy.url + PREFIX, "#/arms")
+    page = Dashboard(browser, proxy.url + PREFIX, "#/arms")
     page.until("document.querySelectorAll('#arms .card').length === 3", "the arms are listed")
     page.until("document.querySelectorAll('#arms .card-head .healthy').length === 3", "they are healthy")
     page.until("document.querySelectorAll('#arms .breaker-closed').length === 3", "their breakers are closed")
@@ -333,7 +285,7 @@ def check_many(browser, server, proxy):
     first = server.submit("The first of many")
     for number in range(60):
         server.submit(f"hold {number}")
-    page = Page(browser, proxy.url + PREFIX)
+    page = Dashboard(browser, proxy.url + PREFIX)
     page.until("document.querySelectorAll('#tasks li').length === 50", "a page of tasks is listed")
     page.holds(f"!{page.row(first)}", "the first one is on the next page")
     page.run("document.getElementById('older').click()")
@@ -354,7 +306,7 @@ def check_tokens(browser, examples, folder):
         proxy = Proxy(server.port)
         ali, bea = token("ali", "task:run events.task:subscribe"), token("bea", "task:run events.task:subscribe events:admin")
         own, others = server.submit("Of ali", ali), server.submit("Of bea", bea)
-        page = Page(browser, proxy.url + PREFIX)
+        page = Dashboard(browser, proxy.url + PREFIX)
         page.until("document.getElementById('ask').open", "a token is asked for")
         page.holds("document.activeElement.id === 'ask-token'", "the field has the focus")
         for wrong in ("nonsense", token("ali", "task:run", "another")):
@@ -411,7 +363,7 @@ def draw(browser, server, folder):
         ("dashboard_arms", "#/arms", 1200, 420, True), ("dashboard_events", "#/events", 1200, 640, False),
     ]
     # Each at an origin of its own: a browser has six connections to one.
-    drawn = [(name, Page(browser, Proxy(server.port).url + PREFIX, *rest)) for name, *rest in pages]
+    drawn = [(name, Dashboard(browser, Proxy(server.port).url + PREFIX, *rest)) for name, *rest in pages]
     time.sleep(100)
     for name, page in drawn:
         page.send("Emulation.setScrollbarsHidden", hidden=True)

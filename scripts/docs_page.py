@@ -16,45 +16,13 @@ import time
 import urllib.request
 from urllib.parse import urlsplit
 
-from browser import Browser
+from browser import Browser, Page
 
 
-class Page:
+class Docs(Page):
     def __init__(self, browser, url, width=1280, height=900, dark=False):
-        self.browser, self.url = browser, url
-        target = browser.send("Target.createTarget", url="about:blank")["targetId"]
-        self.target = target
-        self.session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
-            self.send(f"{domain}.enable")
-        phone = width < 600
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
-        scheme = "dark" if dark else "light"
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        # Before the page: what violates its policy, and what a script wrote in spite of it, is noted.
-        self.send("Page.addScriptToEvaluateOnNewDocument", source="window.violations = []; addEventListener('securitypolicyviolation', (event) => violations.push(event.violatedDirective + ' ' + event.blockedURI)); window.alert = () => violations.push('alert');")
-        self.send("Page.navigate", url=f"{url}/docs")
-        self.until("document.readyState === 'complete' && document.querySelectorAll('.op').length > 0", "it displays operations")
-
-    def send(self, method, **params):
-        return self.browser.send(method, self.session, **params)
-
-    def run(self, script):
-        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in answer:
-            raise AssertionError(f"{script}: {answer['exceptionDetails']}")
-        return answer["result"].get("value")
-
-    def until(self, script, words):
-        end = time.monotonic() + 20
-        while not self.run(f"Boolean({script})"):
-            if time.monotonic() > end:
-                raise AssertionError(f"{self.url}: it is not so that {words}: {self.run('document.body.innerText')[:500]}")
-            time.sleep(0.05)
-
-    def holds(self, script, words):
-        if not self.run(f"Boolean({script})"):
-            raise AssertionError(f"{self.url}: it is not so that {words}: {self.run('document.body.innerText')[:2000]}")
+        media = {"prefers-color-scheme": "dark" if dark else "light"}
+        super().__init__(browser, url, "/docs", "document.querySelectorAll('.op').length > 0", width, height, media)
 
     def attempt(self, operation, body=None, **fields):
         """Opens an operation, fills its form, sends it, and returns what the page shows."""
@@ -82,29 +50,11 @@ class Page:
 
     def end(self, refused=()):
         """Nothing went elsewhere, nothing was blocked, nothing was wrong but the answers that are listed."""
-        origin = "{0.scheme}://{0.netloc}".format(urlsplit(self.url))
-        self.holds("violations.length === 0", f"nothing violates the policy: {self.run('violations.join()')}")
-        mine = [event for event in self.browser.events if event.get("sessionId") == self.session]
-        asked = {event["params"]["request"]["url"] for event in mine if event["method"] == "Network.requestWillBeSent"}
+        asked = {event["params"]["request"]["url"] for event in self.events() if event["method"] == "Network.requestWillBeSent"}
         assert {f"{self.url}/docs", f"{self.url}/openapi.json"} <= asked, asked
-        for event in mine:
-            params = event["params"]
-            match event["method"]:
-                case "Network.requestWillBeSent":
-                    url = params["request"]["url"]
-                    assert url.startswith((f"{origin}/", "data:image/svg")), f"a request to {url}"
-                case "Runtime.exceptionThrown":
-                    raise AssertionError(f"{self.url}: {params['exceptionDetails']}")
-                case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
-                    raise AssertionError(f"{self.url}: the console has {params}")
-                case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
-                    # The browser logs every answer from 400 on.
-                    words = params["entry"]["text"]
-                    assert any(f"status of {status}" in words for status in refused), f"{self.url}: the log has {words}"
-                case "Audits.issueAdded":
-                    issue = params["issue"]
-                    assert issue["code"] not in ("ContentSecurityPolicyIssue", "MixedContentIssue"), f"{self.url}: {issue}"
-        self.browser.send("Target.closeTarget", targetId=self.target)
+        # The browser logs every answer from 400 on.
+        self.ends_well("{0.scheme}://{0.netloc}".format(urlsplit(self.url)), lambda words: any(f"status of {status}" in words for status in refused))
+
 
 
 def document(url):
@@ -138,7 +88,7 @@ def is_displayed(page, url):
 
 def check(browser, urls, pictures):
     count = 0
-    page = Page(browser, urls["arm"])
+    page = Docs(browser, urls["arm"])
     count += is_displayed(page, urls["arm"])
     shown = page.run("document.getElementById('op-text.count').innerText")
     for words in ("1 to 40 characters", "at most 3 items", "2 to 8 characters", "0 to 1", '"folded"', "without other members", "required", "422", "validation_failed", "Retry-After", "30 s"):
@@ -161,14 +111,14 @@ def check(browser, urls, pictures):
     page.holds("document.querySelector('[id=\"op-text.count\"] .bad').textContent.includes('not JSON')", "it is marked")
     # What the form begins with fits the contract, where only its types and rules matter.
     for name in ("text.count", "shape.measure", "shape.measure.v2", "name.check", "tree.list", "rules.try"):
-        made = Page(browser, urls["arm"])
+        made = Docs(browser, urls["arm"])
         assert "200" in (answer := made.attempt(name)), f"{name}: {answer}"
         made.end()
     page.run("const box = document.getElementById('filter'); box.value = 'measure shape'; box.dispatchEvent(new Event('input'))")
     page.holds("[...document.querySelectorAll('.op:not([hidden])')].map((one) => one.id).join() === 'op-shape.measure,op-shape.measure.v2'", "the filter leaves two")
     page.end(refused=(422, 400))
 
-    page = Page(browser, urls["orchestrator"])
+    page = Docs(browser, urls["orchestrator"])
     count += is_displayed(page, urls["orchestrator"])
     assert "202" in (answer := page.attempt("submitTask", '{"goal": "Count to ten."}')), answer
     task = answer.split('"task_id": "')[1].split('"')[0]
@@ -179,12 +129,12 @@ def check(browser, urls, pictures):
     page.until("document.querySelector('section[aria-label=arms]').innerText.includes('1 to 40 characters')", "it displays their contracts")
     page.end()
 
-    page = Page(browser, urls["reflex"])
+    page = Docs(browser, urls["reflex"])
     count += is_displayed(page, urls["reflex"])
     assert "should_proceed" in page.attempt("preprocess", '{"input_text": "hello"}')
     page.end()
 
-    page = Page(browser, urls["secure"])
+    page = Docs(browser, urls["secure"])
     count += is_displayed(page, urls["secure"])
     good = '{"text": "ten arms", "without": []}'
     assert "401" in page.attempt("text.count", good)
@@ -198,7 +148,7 @@ def check(browser, urls, pictures):
     page.holds(f"!document.documentElement.outerHTML.includes({json.dumps(os.environ['TOKEN'])})", "the token is not in the markup")
     page.end(refused=(401, 403))
 
-    page = Page(browser, urls["hostile"])
+    page = Docs(browser, urls["hostile"])
     count += is_displayed(page, urls["hostile"])
     text = "<img src=x onerror=\"document.title = 'injected'\"><script>document.title = 'injected'</script>"
     answer = page.attempt("text.repeat", json.dumps({'"><img src=x onerror=alert(1)>': text}))
@@ -209,7 +159,7 @@ def check(browser, urls, pictures):
         page.holds(f"document.body.innerText.includes({json.dumps(words)})", f"{words} is displayed as text")
     page.end()
 
-    page = Page(browser, urls["mounted"], 390, 844)
+    page = Docs(browser, urls["mounted"], 390, 844)
     count += is_displayed(page, urls["mounted"])
     assert '"words": 2' in page.attempt("text.count", good)
     page.holds("document.querySelector('[id=\"op-text.count\"] .try').innerText.includes('/arms/worker/count')", "the command has the prefix")
@@ -231,7 +181,7 @@ def draw(browser, urls, folder):
         ("secure_light", "secure", "name.check", '{"name": "ali"}', 1100, 1300, False),
         ("hostile_light", "hostile", "text.repeat", '{"\\"><img src=x onerror=alert(1)>": "<script>"}', 1400, 1300, False),
     ):
-        page = Page(browser, urls[server], width, height, dark)
+        page = Docs(browser, urls[server], width, height, dark)
         page.attempt(operation, body)
         page.run("document.querySelectorAll('form details').forEach((one) => one.open = false); scrollTo(0, 0)")
         time.sleep(0.5)

@@ -91,21 +91,20 @@ impl Server {
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =
             self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
+        let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
         tasks::add_tasks(
             &mut table,
             own,
             screen,
             (orchestrator.clone(), self.registry.clone()),
             rates.clone(),
-            LiveStreams { ping: self.config.event_ping, end: health.streams() },
+            live.clone(),
         )?;
         #[cfg(feature = "ws")]
         if let Some(orchestrator) = &orchestrator {
-            let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
             socket::add_sockets(&mut table, orchestrator, &live, self.origins, &self.config)?;
         }
         if let (Some(bus), Some(orchestrator)) = (&self.bus, &orchestrator) {
-            let live = LiveStreams { ping: self.config.event_ping, end: health.streams() };
             let (bus, orchestrator) = (bus.clone(), orchestrator.clone());
             table.add(Method::GET, "/events", BusEvents { bus, orchestrator, live })?;
         }

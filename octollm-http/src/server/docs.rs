@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::HeaderValue;
 
 use super::routes::{Answer, Endpoint, Inbound, Refusal, Takes};
 
@@ -28,17 +28,7 @@ impl Endpoint for DocsPage {
     }
 
     async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
-        const FIELDS: [(HeaderName, &str); 5] = [
-            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-            (header::CONTENT_SECURITY_POLICY, POLICY),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (header::REFERRER_POLICY, "no-referrer"),
-            (header::CACHE_CONTROL, "no-cache"),
-        ];
-        let page = Answer::written(Bytes::from_static(PAGE.as_bytes()));
-        Ok(FIELDS
-            .into_iter()
-            .fold(page, |page, (name, value)| page.header(name, HeaderValue::from_static(value))))
+        Ok(Answer::written(Bytes::from_static(PAGE.as_bytes())).page(HeaderValue::from_static(POLICY)))
     }
 }
 

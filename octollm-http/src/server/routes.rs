@@ -125,6 +125,20 @@ impl Answer {
         Self(response)
     }
 
+    /// Makes it a page for browsers, which loads and runs what the policy allows.
+    pub(crate) fn page(self, policy: HeaderValue) -> Self {
+        const FIELDS: [(HeaderName, &str); 4] = [
+            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::REFERRER_POLICY, "no-referrer"),
+            (header::CACHE_CONTROL, "no-cache"),
+        ];
+        let page = self.header(header::CONTENT_SECURITY_POLICY, policy);
+        FIELDS
+            .into_iter()
+            .fold(page, |page, (name, value)| page.header(name, HeaderValue::from_static(value)))
+    }
+
     /// 200 with a value, which is written as JSON.
     pub(crate) fn json(value: &impl Serialize) -> Result<Self, Failure> {
         match serde_json::to_vec(value) {

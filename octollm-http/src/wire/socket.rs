@@ -1,5 +1,7 @@
 //! Live updates over a WebSocket: its handshake, its limits and its frames.
 
+use std::time::Duration;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use octollm_core::{
@@ -16,6 +18,8 @@ pub(crate) const VERSION: HeaderValue = HeaderValue::from_static("13");
 pub(crate) const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 /// The subprotocol of a caller that shows its token in the next one.
 pub(crate) const BEARER: &str = "bearer";
+/// Time for the closing handshake.
+pub(crate) const CLOSE: Duration = Duration::from_secs(5);
 /// The largest message that is received, in bytes, and the largest frame.
 pub(crate) const MAX_MESSAGE: usize = 1024 * 1024;
 pub(crate) const MAX_FRAME: usize = 256 * 1024;

@@ -18,9 +18,8 @@ async fn page(peer: Peer) -> Answer {
     answer
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_page_runs_its_own_script_only() {
-    let answer = page(start(worker())).await;
+/// Asserts that a page runs its own script only.
+pub(crate) fn is_page_of_own_script(answer: &Answer) {
     let policy = answer.field("content-security-policy").unwrap();
     let directives: Vec<_> = policy.split(';').map(str::trim).collect();
     for expected in [
@@ -42,6 +41,12 @@ async fn the_page_runs_its_own_script_only() {
     assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
     assert_eq!(answer.field("x-content-type-options"), Some("nosniff"));
     assert_eq!(answer.field("referrer-policy"), Some("no-referrer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_page_runs_its_own_script_only() {
+    let answer = page(start(worker())).await;
+    is_page_of_own_script(&answer);
     // It has no text of the server, so that none can be markup, and finds the document below any prefix.
     assert_eq!(page(start(Server::new("other"))).await.body, answer.body);
     assert!(answer.body.contains("new URL(\"openapi.json\", location.href)"));

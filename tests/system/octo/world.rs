@@ -25,7 +25,7 @@ pub(crate) struct Tell {
     about: String,
 }
 
-/// Tells what it is asked for, and as the name of the subject says, fails once or waits before the end.
+/// Writes a story of the subject. Some subjects fail once, or wait before the end.
 #[derive(Clone, Default)]
 struct Teller(Arc<Gates>);
 

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method};
 use octollm_core::error::ConfigError;
 use sha2::{Digest, Sha256};
 
@@ -88,18 +88,10 @@ impl Endpoint for Dashboard {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        const FIELDS: [(HeaderName, &str); 5] = [
-            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (header::REFERRER_POLICY, "no-referrer"),
-            (header::CACHE_CONTROL, "no-cache"),
-            (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        ];
+        const ALONE: (HeaderName, HeaderValue) =
+            (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin"));
         let page = Answer::written(self.page.clone()).tagged(self.tag.clone(), &inbound.head.headers);
-        let page = page.header(header::CONTENT_SECURITY_POLICY, self.policy.clone());
-        Ok(FIELDS
-            .into_iter()
-            .fold(page, |page, (name, value)| page.header(name, HeaderValue::from_static(value))))
+        Ok(page.page(self.policy.clone()).header(ALONE.0, ALONE.1))
     }
 }
 

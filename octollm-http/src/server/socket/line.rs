@@ -36,7 +36,7 @@ use super::{
     counted::Counted,
     tasks::{Outgoing, Tasks},
 };
-use crate::wire::socket::{FRAGMENT, MAX_FRAME, MAX_MESSAGE, config};
+use crate::wire::socket::{CLOSE, FRAGMENT, MAX_FRAME, MAX_MESSAGE, config};
 
 /// The codes by which a server closes.
 pub(super) mod code {
@@ -50,8 +50,6 @@ pub(super) mod code {
     pub(in super::super) const TRY_AGAIN: u16 = 1013;
 }
 
-/// Time for the closing handshake.
-const CLOSE: Duration = Duration::from_secs(5);
 /// Bytes that the other end has to read within the limit on writes, or the rest.
 const PIECE: u64 = 16 * 1024;
 /// Updates that are written before the next message is read.

@@ -26,11 +26,8 @@ use tokio_tungstenite::{
 use super::{Followers, Item};
 use crate::{
     client::pool::PingLimits,
-    wire::socket::{Notice, Request},
+    wire::socket::{CLOSE, Notice, Request},
 };
-
-/// Time for the closing handshake.
-const CLOSE: Duration = Duration::from_secs(5);
 
 /// One open connection.
 pub(super) struct Driver<T> {

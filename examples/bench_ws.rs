@@ -6,8 +6,8 @@
 //! cargo run --features ws --example bench_ws -- serve
 //! ```
 //!
-//! `ws` is the server of octollm beside `tokio-tungstenite` alone, `sse` the same beside `hyper` alone. The bare server writes the same update
-//! as JSON for each message, and both have the same client, which reads no JSON. `client` has the client of octollm as well, which reads
+//! `ws` is the server of octollm beside `tokio-tungstenite` alone, `sse` the same beside `hyper` alone. The bare server takes its updates
+//! from the same stream, and writes each as JSON. Both have the same client, which reads no JSON. `client` has the client of octollm as well, which reads
 //! each update. One server thread and one client thread, each with a runtime of its own. Prints a line for each, of the best of the rounds:
 //! `cpu_us` is the CPU time of both ends for each message, and `ratio` compares the rate with that of the bare server.
 //!
@@ -19,12 +19,14 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    pin::pin,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt, stream};
+use futures_util::{SinkExt, Stream, StreamExt, stream};
 use http_body_util::StreamBody;
 use hyper::{body::Frame, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -68,12 +70,16 @@ fn update(seq: u64) -> Result<TaskUpdate> {
     Ok(serde_json::from_value(json!({ "type": "chunk", "task_id": ID, "seq": seq, "data": words }))?)
 }
 
-fn updates(count: u64) -> impl Iterator<Item = TaskUpdate> {
-    (1..=count).filter_map(|seq| update(seq).ok())
-}
+/// The updates of the one task, all of which are there.
+#[derive(Clone)]
+struct Ready(Arc<[TaskUpdate]>);
 
-/// An orchestrator with one task, all of whose updates are there.
-struct Ready(Vec<TaskUpdate>);
+impl Ready {
+    fn after(&self, seq: usize) -> impl Stream<Item = TaskUpdate> + Send + use<> {
+        let updates = self.0.clone();
+        stream::iter((seq..updates.len()).map(move |at| updates[at].clone()))
+    }
+}
 
 #[async_trait]
 impl Orchestrator for Ready {
@@ -100,8 +106,7 @@ impl Orchestrator for Ready {
         _: &Context,
     ) -> std::result::Result<TaskUpdates, Failure> {
         let after = usize::try_from(after.unwrap_or(0)).unwrap_or(usize::MAX);
-        let updates = stream::iter(self.0.get(after..).unwrap_or_default().to_vec());
-        Ok(TaskUpdates::new(updates.chain(stream::pending())))
+        Ok(TaskUpdates::new(self.after(after).chain(stream::pending())))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -126,7 +131,7 @@ fn serve(kind: Kind, count: u64) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let updates: Vec<_> = updates(count).collect();
+    let ready = Ready((1..=count).map(update).collect::<Result<_>>()?);
     if matches!(kind, Kind::Octollm) {
         drop(listener);
     } else {
@@ -135,8 +140,8 @@ fn serve(kind: Kind, count: u64) -> Result<SocketAddr> {
                 let (io, _) = tokio::net::TcpListener::from_std(listener)?.accept().await?;
                 io.set_nodelay(true)?;
                 match kind {
-                    Kind::BareSocket => bare_socket(io, &updates).await,
-                    _ => bare_events(io, updates).await,
+                    Kind::BareSocket => bare_socket(io, &ready).await,
+                    _ => bare_events(io, ready).await,
                 }
             })
         });
@@ -145,7 +150,7 @@ fn serve(kind: Kind, count: u64) -> Result<SocketAddr> {
     let (send, bound) = std::sync::mpsc::channel();
     thread::spawn(move || -> Result<()> {
         runtime()?.block_on(async move {
-            let server = Server::new("brain").orchestrator(Ready(updates)).bind("127.0.0.1:0").await?;
+            let server = Server::new("brain").orchestrator(ready).bind("127.0.0.1:0").await?;
             send.send(server.local_addr())?;
             server.run().await;
             Ok(())
@@ -155,13 +160,14 @@ fn serve(kind: Kind, count: u64) -> Result<SocketAddr> {
 }
 
 /// The library alone, after a handshake that is not measured.
-async fn bare_socket(mut io: TcpStream, updates: &[TaskUpdate]) -> Result<()> {
+async fn bare_socket(mut io: TcpStream, ready: &Ready) -> Result<()> {
     head(&mut io).await?;
     io.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await?;
     let mut ws = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
-    for (update, number) in updates.iter().zip(1..) {
-        ws.feed(Message::text(serde_json::to_string(update)?)).await?;
-        if number % BATCH == 0 {
+    let mut updates = pin!(ready.after(0));
+    while let Some(update) = updates.next().await {
+        ws.feed(Message::text(serde_json::to_string(&update)?)).await?;
+        if update.seq() % BATCH == 0 {
             ws.flush().await?;
         }
     }
@@ -170,11 +176,11 @@ async fn bare_socket(mut io: TcpStream, updates: &[TaskUpdate]) -> Result<()> {
     Ok(())
 }
 
-async fn bare_events(io: TcpStream, updates: Vec<TaskUpdate>) -> Result<()> {
+async fn bare_events(io: TcpStream, ready: Ready) -> Result<()> {
     let answer = service_fn(move |_| {
-        let updates = updates.clone();
+        let ready = ready.clone();
         async move {
-            let events = stream::iter(updates).map(|update| {
+            let events = ready.after(0).map(|update| {
                 let data = serde_json::to_string(&update)?;
                 let event = Bytes::from(format!("id: {}\ndata: {data}\n\n", update.seq()));
                 Ok::<_, serde_json::Error>(Frame::data(event))

@@ -523,6 +523,45 @@ async fn a_slow_reader_is_closed_with_1013_and_slows_nobody() {
 }
 
 #[tokio::test]
+async fn what_is_unsubscribed_while_it_is_sent_is_sent_no_more() {
+    let (peer, ..) = bound(pouring()).await;
+    let (long, short) = (poured(peer, 200, 10).await, poured(peer, 1, 10).await);
+    for id in [&long, &short] {
+        Socket::open(peer, &format!("/ws/tasks/{id}"), "").await.until_close().await;
+    }
+    let mut socket = Socket::open(peer, "/ws", "").await;
+    let requests = [
+        json!({ "type": "subscribe", "task_id": long }),
+        json!({ "type": "subscribe", "task_id": long, "after": 150 }),
+        json!({ "type": "unsubscribe", "task_id": long }),
+        json!({ "type": "subscribe", "task_id": short }),
+    ];
+    let together: Vec<_> =
+        requests.iter().flat_map(|request| frame(FIN | TEXT, request.to_string().as_bytes())).collect();
+    socket.0.write(together).await;
+    let mut expected = None;
+    loop {
+        let message = socket.json().await;
+        match message["type"].as_str().unwrap() {
+            "subscribed" if message["task_id"] == short => break,
+            "subscribed" => expected = message["after"].as_u64(),
+            _ => {
+                let next = expected.unwrap() + 1;
+                assert_eq!((&message["task_id"], &message["seq"]), (&json!(long), &json!(next)));
+                expected = Some(next);
+            }
+        }
+    }
+    loop {
+        let message = socket.json().await;
+        assert_eq!(message["task_id"], short);
+        if message["status"] == "completed" {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_large_update_arrives_in_several_frames() {
     let (peer, ..) = bound(pouring()).await;
     let id = poured(peer, 1, 200_000).await;

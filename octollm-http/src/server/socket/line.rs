@@ -10,7 +10,6 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream, StreamExt};
-use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Instant, sleep_until, timeout},
@@ -47,6 +46,7 @@ pub(super) mod code {
     pub(super) const NOT_UTF_8: u16 = 1007;
     pub(in super::super) const POLICY: u16 = 1008;
     pub(super) const TOO_BIG: u16 = 1009;
+    pub(in super::super) const INTERNAL: u16 = 1011;
     pub(in super::super) const TRY_AGAIN: u16 = 1013;
 }
 
@@ -271,8 +271,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
             let Poll::Ready(outgoing) = self.tasks.poll_next(cx) else { break };
             written += 1;
             match outgoing {
-                Outgoing::Update(update) => self.push(&update),
-                Outgoing::Notice(notice) => self.push(&notice),
+                Outgoing::Text(text) => self.push(text),
                 Outgoing::Close(close) => self.close = Some(close),
             }
         }
@@ -307,18 +306,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
         Poll::Ready(Ok(()))
     }
 
-    fn push(&mut self, value: &impl Serialize) {
-        let text = match serde_json::to_string(value) {
-            Ok(text) => text,
-            Err(error) => return tracing::error!(%error, "event cannot be written"),
-        };
-        if text.len() <= FRAGMENT {
-            return self.outgoing.push_back(Message::text(text));
-        }
-        let (mut rest, mut code) = (Bytes::from(text), Data::Text);
-        while !rest.is_empty() {
-            let part = rest.split_to(rest.len().min(FRAGMENT));
-            let frame = Frame::message(part, OpCode::Data(code), rest.is_empty());
+    fn push(&mut self, mut text: Bytes) {
+        let mut code = Data::Text;
+        while !text.is_empty() {
+            let part = text.split_to(text.len().min(FRAGMENT));
+            let frame = Frame::message(part, OpCode::Data(code), text.is_empty());
             self.outgoing.push_back(Message::Frame(frame));
             code = Data::Continue;
         }

@@ -5,8 +5,10 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as Poll_, Poll},
+    vec,
 };
 
+use bytes::Bytes;
 use futures_util::{
     FutureExt, Stream, StreamExt,
     future::{AbortHandle, Abortable, BoxFuture},
@@ -22,10 +24,16 @@ use octollm_core::{
 };
 
 use super::line::{Close, code};
+use serde::Serialize;
+
 use crate::wire::socket::{Notice, Request};
 
 /// Requests of one caller that run at once. While there are as many, no message is read.
 const MOST_RUNNING: usize = 16;
+/// Updates of one task that are taken at once, as far as they are there.
+const CHUNK: usize = 16;
+/// Bytes for the JSON of a message that a connection holds beyond it.
+const MAX_SPACE: usize = 16 * 1024;
 
 /// The tasks that a WebSocket follows.
 pub(super) struct Tasks {
@@ -38,10 +46,14 @@ pub(super) struct Tasks {
     /// Number of the last subscription.
     last: u64,
     updates: SelectAll<Pin<Box<dyn Stream<Item = Item> + Send>>>,
+    /// Updates that were taken, and the number of their subscription.
+    taken: (u64, vec::IntoIter<TaskUpdate>),
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     notices: VecDeque<Notice>,
     /// Messages that were no request.
     malformed: u32,
+    /// Where JSON is written.
+    space: Vec<u8>,
 }
 
 struct Followed {
@@ -51,8 +63,8 @@ struct Followed {
     is_over: bool,
 }
 
-/// An update of a subscription, or its end.
-type Item = (TaskId, u64, Option<TaskUpdate>);
+/// Updates of a subscription, or its end.
+type Item = (TaskId, u64, Option<Vec<TaskUpdate>>);
 
 /// A request that has ended.
 enum Done {
@@ -74,8 +86,8 @@ enum Done {
 
 /// What is to be sent.
 pub(super) enum Outgoing {
-    Update(Box<TaskUpdate>),
-    Notice(Notice),
+    /// JSON.
+    Text(Bytes),
     Close(Close),
 }
 
@@ -89,9 +101,11 @@ impl Tasks {
             followed: HashMap::new(),
             last: 0,
             updates: SelectAll::new(),
+            taken: (0, Vec::new().into_iter()),
             running: FuturesUnordered::new(),
             notices: VecDeque::new(),
             malformed: 0,
+            space: Vec::new(),
         }
     }
 
@@ -181,13 +195,17 @@ impl Tasks {
         };
         let (stop, stopped) = AbortHandle::new_pair();
         followed.stop = Some(stop);
-        let items = updates.map(Some).chain(stream::once(async { None }));
-        let items = items.map(move |update| (id.clone(), number, update));
+        let chunks = updates.ready_chunks(CHUNK).map(Some).chain(stream::once(async { None }));
+        let items = chunks.map(move |chunk| (id.clone(), number, chunk));
         self.updates.push(Box::pin(Abortable::new(items, stopped)));
     }
 
     fn forget(&mut self, id: &TaskId) {
-        if let Some(stop) = self.followed.remove(id).and_then(|followed| followed.stop) {
+        let Some(followed) = self.followed.remove(id) else { return };
+        if followed.number == self.taken.0 {
+            self.taken = (0, Vec::new().into_iter());
+        }
+        if let Some(stop) = followed.stop {
             stop.abort();
         }
     }
@@ -196,13 +214,18 @@ impl Tasks {
     pub(super) fn poll_next(&mut self, cx: &mut Poll_<'_>) -> Poll<Outgoing> {
         loop {
             if let Some(notice) = self.notices.pop_front() {
-                return Poll::Ready(Outgoing::Notice(notice));
+                return Poll::Ready(self.json(&notice));
             }
-            if let Poll::Ready(Some(done)) = self.running.poll_next_unpin(cx) {
+            if !self.running.is_empty()
+                && let Poll::Ready(Some(done)) = self.running.poll_next_unpin(cx)
+            {
                 match self.done(done) {
                     Some(outgoing) => return Poll::Ready(outgoing),
                     None => continue,
                 }
+            }
+            if let Some(update) = self.taken.1.next() {
+                return Poll::Ready(self.json(&update));
             }
             let Poll::Ready(Some(item)) = self.updates.poll_next_unpin(cx) else { return Poll::Pending };
             if let Some(outgoing) = self.item(item) {
@@ -240,11 +263,12 @@ impl Tasks {
         None
     }
 
-    fn item(&mut self, (id, number, update): Item) -> Option<Outgoing> {
+    fn item(&mut self, (id, number, chunk): Item) -> Option<Outgoing> {
         let followed = self.followed.get_mut(&id).filter(|followed| followed.number == number)?;
-        if let Some(update) = update {
-            followed.is_over = update.is_last();
-            return Some(Outgoing::Update(Box::new(update)));
+        if let Some(chunk) = chunk {
+            followed.is_over = chunk.last().is_some_and(TaskUpdate::is_last);
+            self.taken = (number, chunk.into_iter());
+            return None;
         }
         if followed.is_over {
             self.followed.remove(&id);
@@ -264,17 +288,29 @@ impl Tasks {
     }
 
     /// What follows from updates that have ended without a final status.
-    fn ended(&self, task_id: TaskId, is_over: bool) -> Outgoing {
+    fn ended(&mut self, task_id: TaskId, is_over: bool) -> Outgoing {
         match (self.only.is_some(), is_over) {
             (true, true) => Outgoing::Close(Close::new(code::NORMAL, "the task has ended")),
             (true, false) => {
                 Outgoing::Close(Close::new(code::TRY_AGAIN, "the updates have ended: connect again"))
             }
-            (false, true) => Outgoing::Notice(Notice::Ended { task_id }),
+            (false, true) => self.json(&Notice::Ended { task_id }),
             (false, false) => {
                 let words = "the updates have ended before the task: subscribe again";
                 let failure = Failure::new(ErrorKind::Unavailable, words);
-                Outgoing::Notice(Notice::of(&failure, Some(task_id)))
+                self.json(&Notice::of(&failure, Some(task_id)))
+            }
+        }
+    }
+
+    fn json(&mut self, value: &impl Serialize) -> Outgoing {
+        self.space.clear();
+        self.space.shrink_to(MAX_SPACE);
+        match serde_json::to_writer(&mut self.space, value) {
+            Ok(()) => Outgoing::Text(Bytes::copy_from_slice(&self.space)),
+            Err(error) => {
+                tracing::error!(%error, "event cannot be written");
+                Outgoing::Close(Close::new(code::INTERNAL, "an update cannot be written"))
             }
         }
     }

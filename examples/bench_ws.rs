@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --features ws --example bench_ws -- MESSAGES [ROUNDS]
 //! cargo run --release --features ws --example bench_ws -- sockets COUNT UPDATES
+//! cargo run --release --features ws --example bench_ws -- first [ROUNDS]
 //! cargo run --features ws --example bench_ws -- serve
 //! ```
 //!
@@ -13,6 +14,9 @@
 //!
 //! `sockets` opens so many WebSockets of one task of a brain, and one more that is not read. It prints how long the updates took to all, and
 //! the memory of both ends for each connection. It fails if a connection has not every update.
+//!
+//! `first` measures how long the first chunk takes from an arm to a client over two hops on loopback: by `stream`, through another arm, and as
+//! an update over a WebSocket, through a brain. Prints the median, the 99th percentile and the longest time. It fails if the median is 5 ms.
 //!
 //! `serve` prints the URL of a brain whose arm counts (`text.count`), for callers with a token such as `ann` or `eve`, and runs until it is
 //! stopped. `scripts/interop_ws.sh` runs it.
@@ -389,6 +393,81 @@ async fn sockets(count: usize, updates: usize) -> Result<()> {
     Ok(())
 }
 
+/// Sends the time as a chunk.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "time.tell", output = u64, chunk = u64)]
+struct Tell {}
+
+struct Teller(Instant);
+
+#[async_trait]
+impl Arm<Tell> for Teller {
+    async fn execute(&self, _: Tell, cx: &Context) -> std::result::Result<u64, ArmError> {
+        let nanos = u64::try_from(self.0.elapsed().as_nanos())?;
+        cx.chunk::<Tell>(&nanos).await;
+        Ok(nanos)
+    }
+}
+
+/// Passes the chunks of another arm on.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "time.pass", output = u64, chunk = u64)]
+struct Pass {}
+
+struct Passer;
+
+#[async_trait]
+impl Arm<Pass> for Passer {
+    async fn execute(&self, _: Pass, cx: &Context) -> std::result::Result<u64, ArmError> {
+        let mut chunks = cx.stream(Tell {});
+        while let Some(nanos) = chunks.next().await {
+            cx.chunk::<Pass>(&nanos).await;
+        }
+        Ok(chunks.output().await?)
+    }
+}
+
+async fn first(rounds: usize) -> Result<()> {
+    let begun = Instant::now();
+    let since = |nanos: u64| begun.elapsed().saturating_sub(Duration::from_nanos(nanos));
+    let teller = Server::new("teller").arm(Teller(begun)).bind("127.0.0.1:0").await?;
+    let arms = Arms::builder().endpoint("teller", teller.url()).build()?;
+    let brain = Brain::builder().arm::<Pass>(Passer).arms(arms.clone()).build()?;
+    let passer = Server::new("passer").arm(Passer).arms(arms).bind("127.0.0.1:0").await?;
+    let arms = Arms::builder().endpoint("passer", passer.url()).build()?;
+    let brain = Server::new("brain").orchestrator(brain).bind("127.0.0.1:0").await?;
+    let client = octollm::http::client::OrchestratorClient::builder(brain.url()).websockets().build()?;
+    for server in [teller, passer, brain] {
+        tokio::spawn(server.run());
+    }
+    let (mut streamed, mut watched) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let mut chunks = arms.stream(Pass {});
+        streamed.push(since(chunks.next().await.ok_or("no chunk")?));
+        chunks.output().await?;
+
+        let mut updates = client.submit(Pass {}).await?.watch().await?;
+        let data = loop {
+            match updates.next().await.ok_or("no chunk")? {
+                TaskUpdate::Chunk { data, .. } => break data,
+                _ => continue,
+            }
+        };
+        watched.push(since(serde_json::from_str(data.as_str())?));
+        while updates.next().await.is_some() {}
+    }
+    for (name, mut times) in [("stream", streamed), ("websocket", watched)] {
+        times.sort_unstable();
+        let micros =
+            |part: usize| times.get(times.len() * part / 100).or(times.last()).map_or(0, Duration::as_micros);
+        println!("first chunk by {name} p50_us={} p99_us={} max_us={}", micros(50), micros(99), micros(100));
+        if micros(50) >= 5_000 {
+            return Err("5 ms are missed".into());
+        }
+    }
+    Ok(())
+}
+
 /// Serves callers whose token is their name.
 async fn server() -> Result<()> {
     let by_name =
@@ -415,6 +494,9 @@ fn main() -> Result<()> {
     };
     if arguments.first().is_some_and(|first| first == "sockets") {
         return runtime()?.block_on(sockets(number(1, 1_000)?, number(2, 100)?));
+    }
+    if arguments.first().is_some_and(|first| first == "first") {
+        return runtime()?.block_on(first(number(1, 1_000)?));
     }
     if arguments.first().is_some_and(|first| first == "serve") {
         return runtime()?.block_on(server());

@@ -50,6 +50,7 @@ cargo run -q -p octollm-core --example bench_layers -- --short
 cargo run -q --all-features --example bench_brain -- memory 8 1
 cargo run -q --all-features --example bench_ws -- 20000 1
 cargo run -q --all-features --example bench_ws -- sockets 1000 100
+cargo run -q --all-features --example bench_ws -- first 50
 cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short

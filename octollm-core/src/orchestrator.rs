@@ -92,7 +92,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// The task may or may not be cancelled when the future is dropped.
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
 
-    /// Returns the updates of a task after number `after`, or all that are stored. They end after its final status.
+    /// Returns the updates of a task after number `after`, or all that are stored. They end after its final status. They end without
+    /// one where the orchestrator can no longer be reached, as after 30 s over HTTP, or refuses the request: [`get`](Self::get) says
+    /// why, and [`follow`] tries again. A number that no update has yet is read as 0, since the log has begun anew.
     ///
     /// # Errors
     /// [`TaskNotFound`](ErrorKind::TaskNotFound).

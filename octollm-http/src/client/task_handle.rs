@@ -243,8 +243,8 @@ impl<C: TaskContract> TaskHandle<C> {
         journal.map_err(|failure| self.client.failed::<C>(failure))
     }
 
-    /// Returns the updates of the task from now on. The last one is its final status, unless six requests in a row have failed, or one
-    /// that another cannot help: then [`status`](Self::status) says why.
+    /// Returns the updates of the task: those that are stored, and then each as it comes. The last one is its final status, unless the
+    /// orchestrator was away for 30 s, or has refused a request: then [`status`](Self::status) says why.
     ///
     /// # Errors
     /// The orchestrator cannot be reached, refuses the request, or does not know the task.

@@ -24,7 +24,7 @@ use crate::peer::{Answer, Check, Peer, Verdict, check, json_answer, network, orc
 
 const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
-fn task(status: &str, percentage: u8) -> Value {
+pub(crate) fn task(status: &str, percentage: u8) -> Value {
     json!({
         "task_id": ID, "status": status, "goal": "g", "result": { "output": 7 }, "error": null,
         "progress": { "current_step": "execution", "completed_steps": 0, "total_steps": 0,

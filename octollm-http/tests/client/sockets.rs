@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     peer::{Answer, Peer, until},
-    updates::{Dictate, Dictator, ID, rest, serve, submitted, words},
+    updates::{Dictate, Dictator, ID, rest, serve, submitted, updates_after_the_last_end, words},
 };
 
 fn brain() -> Brain {
@@ -94,6 +94,11 @@ async fn a_task_is_followed_over_the_end_of_a_server() {
     seen.extend(rest(updates).await);
     each_number_is_there_once(&seen);
     assert_eq!(words(&seen), (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn updates_after_the_last_end_at_once() {
+    updates_after_the_last_end(client).await;
 }
 
 /// Passes connections on to an address: its URL, what freezes those that are open, and its number of connections. Each is cut after

@@ -21,7 +21,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use crate::peer::{Answer, Peer, orchestrator};
+use crate::{
+    orchestrator::task,
+    peer::{Answer, Peer, orchestrator},
+};
 
 /// Says a word every few milliseconds.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -121,6 +124,30 @@ async fn a_task_is_followed_over_the_end_of_a_server() {
     assert_eq!(words(&seen), (0..100).collect::<Vec<_>>());
 }
 
+/// The updates of a finished task after its last one end, also at a server that follows another one.
+pub(crate) async fn updates_after_the_last_end(client: impl Fn(&str) -> OrchestratorClient) {
+    let (url, _stop, _) =
+        serve(&Brain::builder().arm::<Dictate>(Dictator).build().unwrap(), "127.0.0.1:0").await;
+    let front = Server::new("front").orchestrator(client(&url)).bind("127.0.0.1:0").await.unwrap();
+    let front_url = front.url();
+    tokio::spawn(front.run());
+    let id = submitted(&client(&url), 3, 0).await;
+    let cx = Context::detached();
+    let updates = rest(client(&front_url).watch(&id, None, &cx).await.unwrap()).await;
+    let last = updates.last().unwrap();
+    assert!(last.is_last());
+    for url in [&url, &front_url] {
+        let rest = async { rest(client(url).watch(&id, Some(last.seq()), &cx).await.unwrap()).await };
+        let rest = tokio::time::timeout(Duration::from_secs(10), rest).await.expect("the updates do not end");
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn updates_after_the_last_end_at_once() {
+    updates_after_the_last_end(|url| OrchestratorClient::new(url).unwrap()).await;
+}
+
 pub(crate) const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
 fn events(numbers: &[u64], of: &str) -> String {
@@ -183,8 +210,41 @@ async fn a_server_that_ends_each_stream_at_once_is_given_up() {
     let begun = tokio::time::Instant::now();
     let updates = client.watch(&ID.parse().unwrap(), None, &Context::detached()).await.unwrap();
     assert!(rest(updates).await.is_empty());
-    assert!((6..=7).contains(&peer.calls().len()), "{}", peer.calls().len());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let streams = peer.calls().iter().filter(|call| call.path.contains("/events")).count();
+    assert!((20..=25).contains(&streams), "{streams}");
+    assert!((30..=33).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orchestrator_that_is_away_for_twenty_seconds_is_followed_again() {
+    for streams in [true, false] {
+        let begun = tokio::time::Instant::now();
+        let peer = Peer::start(move |call| {
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+            let away = (1..20).contains(&begun.elapsed().as_secs());
+            std::future::ready(match (call.path.contains("/events"), away) {
+                (_, true) => Answer::Json(503, json!({})),
+                (true, false) if !streams => Answer::Json(404, json!({})),
+                (true, false) if call.path.ends_with("after=2") => {
+                    Answer::Last((head.to_owned() + &events(&[3, 100], ID)).into_bytes())
+                }
+                (true, false) => Answer::Last((head.to_owned() + &events(&[1, 2], ID)).into_bytes()),
+                (false, false) if begun.elapsed().as_secs() >= 20 => {
+                    Answer::Json(200, task("completed", 100))
+                }
+                (false, false) => Answer::Json(200, task("processing", 10)),
+            })
+        })
+        .await;
+        let peer = peer.streaming();
+        let client = orchestrator(&peer.url);
+        let mut updates = client.watch(&ID.parse().unwrap(), None, &Context::detached()).await.unwrap();
+        assert!(!updates.next().await.unwrap().is_last());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let updates = rest(updates).await;
+        assert!(updates.last().unwrap().is_last(), "{streams} {updates:?}");
+        assert!((20..=35).contains(&begun.elapsed().as_secs()), "{streams} {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test]

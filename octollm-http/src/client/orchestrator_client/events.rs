@@ -25,7 +25,7 @@ use tokio::{
 use super::sockets;
 use super::{
     Inner, OrchestratorClient, parts_of,
-    polls::{FAILURES, LONGEST, SHORTEST},
+    polls::{LONGEST, PATIENCE, SHORTEST},
     with_query,
 };
 use crate::client::{
@@ -35,6 +35,9 @@ use crate::client::{
     pool::{ExchangeLimits, ServerHints},
     sse::{EVENTS, EventReader, is_events},
 };
+
+/// The longest wait before a stream is opened again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl OrchestratorClient {
     /// The updates of a task as they arrive. `None` where the orchestrator does not stream them, or there is no place for one more stream.
@@ -82,6 +85,7 @@ impl OrchestratorClient {
             following: None,
             is_over: false,
             failures: 0,
+            lost: None,
             _place: place,
         };
         Ok(Some(TaskUpdates::new(stream::unfold(followed, async |mut followed| {
@@ -232,6 +236,8 @@ struct Followed {
     is_over: bool,
     /// Streams that were not opened, or ended at once, in a row.
     failures: u32,
+    /// When the first of them had failed.
+    lost: Option<Instant>,
     /// That of a stream.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -258,13 +264,23 @@ impl Followed {
                     if self.is_over {
                         return None;
                     }
-                    if let Some(Err(error)) = ended {
-                        tracing::debug!(task = %self.id, %error, "the stream of updates broke off");
+                    match ended {
+                        // The final status may have arrived before.
+                        None if !self.has_begun && self.is_finished().await => return None,
+                        Some(Err(error)) => {
+                            tracing::debug!(task = %self.id, %error, "the stream of updates broke off");
+                        }
+                        _ => {}
                     }
                     self.ended();
                 }
             }
         }
+    }
+
+    async fn is_finished(&mut self) -> bool {
+        let task = self.client.get_up_to(0, &self.id, &self.cx).await;
+        task.is_ok_and(|task| task.status.is_finished())
     }
 
     fn passed(&mut self, update: TaskUpdate) -> TaskUpdate {
@@ -279,7 +295,7 @@ impl Followed {
             let words = format!("the update is of another task, {task_id}");
             return Err(Failure::new(ErrorKind::BadResponse, words));
         }
-        self.failures = 0;
+        (self.failures, self.lost) = (0, None);
         if seq < self.after && !self.has_begun {
             // The log of the task has begun anew, as after the loss of a store in memory.
             self.after = 0;
@@ -303,31 +319,37 @@ impl Followed {
 
     /// The stream has ended before its task.
     fn ended(&mut self) {
-        if let Some((_, since)) = self.events.take() {
-            // A proxy may end each after a minute.
-            self.failures = if since.elapsed() >= LONGEST { 1 } else { self.failures + 1 };
+        // A proxy may end each after a minute.
+        if self.events.take().is_some_and(|(_, since)| since.elapsed() >= LONGEST) {
+            (self.failures, self.lost) = (0, None);
         }
+        self.failed();
+    }
+
+    fn failed(&mut self) {
+        self.failures += 1;
+        self.lost.get_or_insert_with(Instant::now);
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.lost.is_some_and(|lost| lost.elapsed() >= PATIENCE)
     }
 
     /// Opens the next stream. `None` where it is no longer tried.
     async fn reopen(&mut self) -> Option<()> {
         if self.failures > 0 {
-            wait(SHORTEST.saturating_mul(1 << self.failures.min(FAILURES)).min(LONGEST), &self.cx).await?;
+            wait(SHORTEST.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE), &self.cx).await?;
         }
         match self.client.open(&self.id, Some(self.after), &self.cx).await {
             Ok(Some(events)) => (self.events, self.has_begun) = (Some((events, Instant::now())), false),
-            Ok(None) => self.failures += 1,
+            Ok(None) => self.failed(),
             Err(failure) => {
-                self.failures += 1;
-                let asked = wait_to_poll(&failure, Duration::ZERO, self.cx.deadline());
-                let Some(asked) = asked.filter(|_| self.failures <= FAILURES) else {
-                    tracing::debug!(task = %self.id, %failure, "no longer following the task");
-                    return None;
-                };
-                wait(asked, &self.cx).await?;
+                self.failed();
+                tracing::debug!(task = %self.id, %failure, "the updates of the task cannot be opened");
+                wait(wait_to_poll(&failure, Duration::ZERO, self.cx.deadline())?, &self.cx).await?;
             }
         }
-        (self.failures <= FAILURES).then_some(())
+        (!self.is_given_up()).then_some(())
     }
 }
 

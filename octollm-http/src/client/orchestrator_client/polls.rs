@@ -11,11 +11,12 @@ use octollm_core::{
     task::{Task, TaskStatus, TaskUpdate},
     update::Progress,
 };
+use tokio::time::Instant;
 
-/// The shortest and the longest interval of polls, and the most polls that may fail in a row.
+/// The shortest and the longest interval of polls, and the time for which an orchestrator that is away is tried again.
 pub(super) const SHORTEST: Duration = Duration::from_millis(20);
 pub(super) const LONGEST: Duration = Duration::from_millis(500);
-pub(super) const FAILURES: u32 = 5;
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The differences between `first` and later answers of `ask`, as updates numbered from `after` + 1. It ends after the final
 /// status, and when asking fails for good.
@@ -40,20 +41,17 @@ where
                 return None;
             }
             tokio::time::sleep(seen.wait.take().unwrap_or(seen.pause)).await;
-            if seen.failures > FAILURES {
+            if seen.lost.is_some_and(|since| since.elapsed() >= PATIENCE) {
                 return None;
             }
             seen.pause = (seen.pause * 3 / 2).min(LONGEST);
             match ask(seen.id.clone()).await {
                 Ok(task) => seen.take_in(task),
                 Err(failure) => {
-                    seen.failures += 1;
-                    seen.wait = wait_to_poll(&failure, seen.pause, seen.deadline);
-                    if seen.wait.is_none() || seen.failures > FAILURES {
-                        tracing::debug!(task = %seen.id, %failure, "no longer following the task");
-                    }
+                    tracing::debug!(task = %seen.id, %failure, "a poll of the task has failed");
+                    seen.lost.get_or_insert_with(Instant::now);
                     // The next request for the task, by whoever follows it, waits too.
-                    seen.wait?;
+                    seen.wait = Some(wait_to_poll(&failure, seen.pause, seen.deadline)?);
                 }
             }
         }
@@ -72,19 +70,20 @@ struct Seen {
     pause: Duration,
     /// Wait for the next poll after a failed one.
     wait: Option<Duration>,
-    failures: u32,
+    /// Since when polls fail.
+    lost: Option<Instant>,
     deadline: Option<Deadline>,
 }
 
 impl Seen {
     fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
         let (progress, pending) = (Progress::default(), VecDeque::new());
-        let (pause, wait, failures) = (SHORTEST, None, 0);
-        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, failures, deadline }
+        let (pause, wait, lost) = (SHORTEST, None, None);
+        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, lost, deadline }
     }
 
     fn take_in(&mut self, task: Task) {
-        self.failures = 0;
+        self.lost = None;
         let task_id = self.id.clone();
         if task.progress != self.progress {
             self.progress = task.progress;

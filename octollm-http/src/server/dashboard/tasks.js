@@ -128,26 +128,33 @@ async function readOlder() {
 }
 
 // Reads tasks again that events have named: one by one while they are few, else the list.
-function refresh(id) {
+function refresh(id, wait = 120) {
   tasks.stale.add(id);
   if (tasks.reading) return;
   tasks.reading = true;
   setTimeout(async () => {
     const ids = [...tasks.stale];
     tasks.stale.clear();
+    let next = 120;
     try {
       if (ids.length > 6) await readTasks();
       else await Promise.all(ids.map(readOne));
-    } catch (error) { if (!(error instanceof Refused)) throw error; }
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      // A server that is away, as while it restarts.
+      if (!error.isFinal) ids.forEach((id) => tasks.stale.add(id));
+      next = Math.max(1000, error.wait || 0);
+    }
     tasks.reading = false;
     paintTasks();
-    if (tasks.stale.size) refresh([...tasks.stale][0]);
-  }, 120);
+    if (tasks.stale.size) refresh([...tasks.stale][0], next);
+  }, wait);
 }
 async function readOne(id) {
   try { take(await ask(`tasks/${id}`)); } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    if (error.status === 404 || error.status === 403) tasks.all.delete(id);
+    if (error.status !== 404 && error.status !== 403) throw error;
+    tasks.all.delete(id);
   }
 }
 
@@ -179,7 +186,7 @@ function followTasks() {
     tasks.poll = read(2000);
     return setLive("tasks", "polling");
   }
-  tasks.poll = read(20000);
+  tasks.poll = read(10000);
   tasks.feed = new Feed("events?pattern=events:task:*", {
     onEvent: onTaskEvent,
     onState: (state) => {

@@ -165,8 +165,9 @@ def check_tasks(browser, server, proxy):
     page.until(f"{page.row(task)}.classList.contains('completed')", "it completes")
     page.until("document.querySelectorAll('.call.answered').length === 5", "its calls are listed")
     shown = page.run("document.getElementById('detail').innerText")
-    for words in ("source.find", "retriever", "text.write", "judge", "702", "$0.0029", "Output", '"score": 92'):
+    for words in ("task.run", "source.find", "retriever", "text.write", "judge", "702", "$0.0029", "Output", '"score": 92'):
         assert words in shown, f"{words} is not in {shown}"
+    page.holds(f"{page.row(task)}.querySelector('.contract').textContent === 'task.run'", "its contract is listed")
     text = page.run("document.querySelector('#detail .stream').textContent")
     assert text == server.ask(f"/tasks/{task}")["result"]["output"]["answer"], text
     page.key("Escape")

@@ -263,7 +263,7 @@ impl Brain {
 
     /// A task with the progress that only this brain knows.
     fn live(&self, record: &TaskRecord) -> Task {
-        let mut task = record.task().clone();
+        let mut task = record.to_task();
         if !task.status.is_finished()
             && let Some(log) = self.0.running.log(&task.task_id)
         {

@@ -39,8 +39,11 @@ async fn tasks_are_submitted_listed_watched_and_cancelled() {
 
     let watched = world.run(&["watch", &id]).await;
     assert_eq!((watched.code, watched.out.as_str()), (Some(0), "Once an octopus\n"), "{watched:?}");
-    let listed = world.run(&["list", "--limit", "1"]).await;
-    assert!(listed.out.contains("  completed  100%  ") && listed.out.ends_with("s  a crab\n"), "{listed:?}");
+    assert!(watched.err.starts_with(&format!("{id} is completed: story.tell\n")), "{watched:?}");
+    let listed = world.run(&["list", "--limit", "2"]).await;
+    let (goal, story) = listed.out.split_once('\n').unwrap();
+    assert!(goal.contains("  completed  100%  ") && goal.ends_with("s  task.run    a crab"), "{listed:?}");
+    assert!(story.starts_with(&id) && story.ends_with("s  story.tell  telling\n"), "{listed:?}");
     assert_eq!(world.run(&["list", "--status", "failed"]).await.out, "");
 
     let detached = world.run(&["submit", "--detach", "story.tell", r#"{"about":"gate"}"#]).await;

@@ -185,6 +185,30 @@ async fn every_exit_code_is_the_one_that_help_lists() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_named_as_it_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "two\nlines\n").unwrap();
+    let (file, url) = (file.to_str().unwrap(), "http://127.0.0.1:1");
+    for command in [&["list"][..], &["arms"], &["call", "story.tell", "{}"]] {
+        for (options, named) in [
+            (&["--token", "two\nlines"][..], "--token is no token"),
+            (&["--token-file", file], &*format!("--token-file {file} is no token")),
+            (&[], "OCTOLLM_TOKEN is no token"),
+        ] {
+            let mut octo = octo_at(url, &[options, command].concat());
+            octo.env("OCTOLLM_TOKEN", if options.is_empty() { "two\nlines" } else { "" });
+            let refused = ran(octo).await;
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert!(refused.err.starts_with(&format!("octo: {named}: it has a line break")), "{refused:?}");
+            assert!(!refused.err.contains("two") && !refused.err.contains("bearer"), "{refused:?}");
+        }
+        let refused = ran(octo_at("nonsense", command)).await;
+        assert!(refused.err.starts_with("octo: --url has no scheme"), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn control_characters_of_a_server_are_escaped() {
     let world = World::start().await;
     let hostile = "\u{1b}[31mred\u{7}\u{9b}2J\u{202e}";

@@ -104,8 +104,8 @@ impl Orchestrator for Ready {
         Ok(TaskUpdates::new(updates.chain(stream::pending())))
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
-        Vec::new()
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+        Ok(Vec::new())
     }
 }
 

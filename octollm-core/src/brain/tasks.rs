@@ -102,8 +102,8 @@ impl Orchestrator for Brain {
         Ok((calls.map(JournalStep::from).collect(), next))
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
-        self.0.transport.cards().await
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+        Ok(self.0.transport.cards().await)
     }
 
     fn configured_arms(&self) -> Vec<String> {

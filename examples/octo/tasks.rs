@@ -124,11 +124,10 @@ impl Octo {
             let (id, percent, age) = (&task.task_id, task.progress.percentage, age(task.created_at, now));
             let (status, seconds) = (self.print.status(task.status), task.metadata.duration_seconds);
             let rest =
-                format!(" {percent:>3}%  {age:>5}  {seconds:>6.1}s  {:<width$}  {what}", contract(task));
+                format!(" {percent:>3}%  {age:>4}  {seconds:>6.1}s  {:<width$}  {what}", contract(task));
             let before = id.as_str().len() + "  completed ".len();
-            let end = self.print.width.map_or(rest.len(), |width| width.saturating_sub(before));
-            let rest: String = rest.chars().take(end).collect();
-            self.print.out(&format!("{id}  {status}{}\n", rest.trim_end()));
+            let room = self.print.width.map_or(usize::MAX, |width| width.saturating_sub(before));
+            self.print.out(&format!("{id}  {status}{}\n", cut(rest.trim_end(), room)));
         }
     }
 
@@ -222,10 +221,18 @@ fn contract(task: &Task) -> String {
 fn age(created: Timestamp, now: Timestamp) -> String {
     match now.duration_since(created).as_secs().max(0) {
         seconds @ ..60 => format!("{seconds}s"),
-        seconds @ ..3_600 => format!("{}min", seconds / 60),
+        seconds @ ..3_600 => format!("{}m", seconds / 60),
         seconds @ ..86_400 => format!("{}h", seconds / 3_600),
         seconds => format!("{}d", seconds / 86_400),
     }
+}
+
+/// A text that is not longer than this, in characters.
+fn cut(text: &str, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    text.chars().take(room.saturating_sub(1)).chain(['…']).collect()
 }
 
 fn watch_again(id: &TaskId, seen: Option<u64>) -> String {

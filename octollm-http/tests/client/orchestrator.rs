@@ -106,7 +106,10 @@ async fn each_route_is_asked_as_the_wire_says() {
 #[tokio::test(start_paused = true)]
 async fn cards_that_cannot_be_read_are_an_error() {
     let peer = Peer::start(|_| async { Answer::Json(200, json!({ "arms": 7 })) }).await;
-    for (url, kind) in [(peer.url.clone(), ErrorKind::BadResponse), (unused_host(), ErrorKind::Unreachable)] {
+    for (url, kind) in [
+        (peer.url.clone(), ErrorKind::BadResponse),
+        (format!("http://{}", unused_host()), ErrorKind::Unreachable),
+    ] {
         assert_eq!(orchestrator(&url).cards().await.unwrap_err().kind, kind);
     }
 }

@@ -24,12 +24,11 @@ function makeRow(id) {
     state: el("span", { class: "state" }),
     goal: el("span", { class: "goal" }),
     age: el("time", { class: "age" }),
-    contract: el("code", { class: "contract" }),
     note: el("span", { class: "say" }),
     use: el("span", { class: "use" }),
     fill: el("i", {}),
   };
-  const link = el("a", { href: `#/tasks/${id}` }, parts.state, el("span", { class: "line" }, parts.goal, parts.age), el("span", { class: "line" }, parts.contract, parts.note, parts.use), el("span", { class: "track" }, parts.fill));
+  const link = el("a", { href: `#/tasks/${id}` }, parts.state, el("span", { class: "line" }, parts.goal, parts.age), el("span", { class: "line" }, parts.note, parts.use), el("span", { class: "track" }, parts.fill));
   return { ...parts, link, node: el("li", { class: "task", "data-id": id }, link), status: "" };
 }
 function paintRow(row, task) {
@@ -40,7 +39,6 @@ function paintRow(row, task) {
   }
   const { progress, metadata } = task;
   write(row.goal, taskName(task));
-  write(row.contract, (task.goal && task.contract) || "");
   const waits = task.status === "queued" && task.run_at && timeOf(task.run_at) > now();
   const said = task.error && task.status !== "completed" ? task.error.message : task.status === "completed" ? listOf(metadata.arms_used).join(", ") : progress.message;
   write(row.note, waits ? `starts in ${ago(timeOf(task.run_at) - now())}` : said || (task.status === "queued" ? "waits for a place" : task.task_id));

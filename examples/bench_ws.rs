@@ -113,8 +113,8 @@ impl Orchestrator for Ready {
         Ok(TaskUpdates::new(self.after(after).chain(stream::pending())))
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
-        Vec::new()
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+        Ok(Vec::new())
     }
 }
 

@@ -165,8 +165,11 @@ def check_tasks(browser, server, proxy):
     page.until(f"{page.row(task)}.classList.contains('completed')", "it completes")
     page.until("document.querySelectorAll('.call.answered').length === 5", "its calls are listed")
     shown = page.run("document.getElementById('detail').innerText")
-    for words in ("source.find", "retriever", "text.write", "judge", "702", "$0.0029", "Output", '"score": 92'):
+    for words in ("task.run", "source.find", "retriever", "text.write", "judge", "702", "$0.0029", "Output", '"score": 92'):
         assert words in shown, f"{words} is not in {shown}"
+    for words, is_listed in (("task.run", True), ("text.other", False), ("", True)):
+        page.run(f"(box => {{ box.value = '{words}'; box.dispatchEvent(new Event('input')); }})(document.getElementById('task-filter'))")
+        page.holds(f"Boolean({page.row(task)}) === {str(is_listed).lower()}", f"the list is filtered by the contract: {words}")
     text = page.run("document.querySelector('#detail .stream').textContent")
     assert text == server.ask(f"/tasks/{task}")["result"]["output"]["answer"], text
     page.key("Escape")

@@ -3,6 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use http::HeaderValue;
 use octollm::{
     contract::ContractRef,
     event::Pattern,
@@ -71,15 +72,21 @@ pub(crate) struct Common {
 impl Common {
     /// The token, if there is one.
     pub(crate) fn token(&self) -> Result<Option<String>, Exit> {
-        let text = match (&self.token, &self.token_file) {
-            (Some(token), _) => Some(token.clone()),
+        let (source, text) = match (&self.token, &self.token_file) {
+            (Some(token), _) => ("--token".to_owned(), token.clone()),
             (None, Some(file)) => {
-                let read = fs::read_to_string(file);
-                Some(read.map_err(|error| Exit::usage(format!("--token-file {}: {error}", file.display())))?)
+                let (source, read) = (format!("--token-file {}", file.display()), fs::read_to_string(file));
+                let read = read.map_err(|error| Exit::usage(format!("{source}: {error}")))?;
+                (source, read)
             }
-            (None, None) => env::var("OCTOLLM_TOKEN").ok(),
+            (None, None) => ("OCTOLLM_TOKEN".to_owned(), env::var("OCTOLLM_TOKEN").unwrap_or_default()),
         };
-        Ok(text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
+        let token = text.trim();
+        if HeaderValue::from_bytes(token.as_bytes()).is_err() {
+            let words = "is no token: it has a line break or another character that no header field can have";
+            return Err(Exit::usage(format!("{source} {words}")));
+        }
+        Ok(Some(token.to_owned()).filter(|token| !token.is_empty()))
     }
 }
 

@@ -169,10 +169,13 @@ impl From<CallError> for Exit {
 
 impl From<ConfigError> for Exit {
     fn from(error: ConfigError) -> Self {
-        let exit = Self::usage(error.to_string());
-        match error.setting() {
-            "orchestrator" | "url" => exit.hint("see --url and --cleartext"),
-            _ => exit,
+        let (setting, message) = (error.setting(), error.to_string());
+        match setting {
+            "orchestrator" | "url" => {
+                let message = message.replacen(&format!("`{setting}`"), "--url", 1);
+                Self::usage(message).hint("see --url and --cleartext")
+            }
+            _ => Self::usage(message),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::task::TaskStatus;
 use serde::Serialize;
@@ -18,6 +19,8 @@ use crate::exit::Exit;
 pub(crate) struct Printer {
     pub(crate) is_json: bool,
     pub(crate) is_quiet: bool,
+    /// Columns of the terminal that the standard output is.
+    pub(crate) width: Option<usize>,
     has_color: bool,
     has_bar: bool,
 }
@@ -30,6 +33,7 @@ impl Printer {
         Self {
             is_json,
             is_quiet,
+            width: Term::stdout().size_checked().map(|(_, columns)| columns.into()),
             has_color: is_terminal && !is_dumb && !is_set("NO_COLOR"),
             has_bar: is_terminal && !is_dumb && !is_json && !is_quiet && io::stderr().is_terminal(),
         }

@@ -9,7 +9,7 @@ use octollm::{
     id::{StepKey, TaskId},
     json::RawJson,
     orchestrator::{Orchestrator, wait_to_poll},
-    task::{Submission, Task, TaskBudget, TaskQuery, TaskUpdate},
+    task::{Submission, Task, TaskBudget, TaskQuery, TaskUpdate, Timestamp},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -55,16 +55,16 @@ impl Octo {
             // A reflex has answered it, and no orchestrator knows it.
             return Shown::new(&self.print).end(&task);
         }
-        self.follow(&task.task_id, None, submit.cancel_on_interrupt).await
+        self.follow(&task.task_id, None, submit.cancel_on_interrupt, false).await
     }
 
     pub(crate) async fn watch(&self, id: &TaskId, after: Option<u64>, cancels: bool) -> Result<(), Exit> {
-        self.follow(id, after, cancels).await
+        self.follow(id, after, cancels, true).await
     }
 
     pub(crate) async fn cancel(&self, id: &TaskId) -> Result<(), Exit> {
         let task = self.client.cancel(id, &self.cx).await.map_err(|failure| Exit::from(failure).task(id))?;
-        self.state(&task);
+        self.states(&[task]);
         Ok(())
     }
 
@@ -82,13 +82,13 @@ impl Octo {
         let from = from.map(StepKey::from_text);
         let task = self.client.rerun(id, from.as_ref(), &self.cx).await.map_err(of_task)?;
         if detach {
-            self.state(&task);
+            self.states(&[task]);
             return Ok(());
         }
         if self.print.is_json {
             self.print.json(&task);
         }
-        self.follow(id, last, false).await
+        self.follow(id, last, false, false).await
     }
 
     pub(crate) async fn list(&self, list: List) -> Result<(), Exit> {
@@ -98,9 +98,7 @@ impl Octo {
             let query = list.status.map_or(query.clone(), |status| query.status(status));
             let query = after.take().map_or(query.clone(), |after| query.after(after));
             let page = self.client.list(query, &self.cx).await?;
-            for task in page.tasks.iter().take(left) {
-                self.state(task);
-            }
+            self.states(&page.tasks[..left.min(page.tasks.len())]);
             left = left.saturating_sub(page.tasks.len());
             match page.next {
                 Some(next) => after = Some(next),
@@ -110,27 +108,49 @@ impl Octo {
         Ok(())
     }
 
-    /// Prints a task in one line.
-    fn state(&self, task: &Task) {
+    /// Prints each task in one line. On a terminal a line ends where that does.
+    fn states(&self, tasks: &[Task]) {
         if self.print.is_json {
-            return self.print.json(task);
+            return tasks.iter().for_each(|task| self.print.json(task));
         }
-        let what = match (&task.goal, &task.error) {
-            (Some(goal), _) => line(goal),
-            (None, Some(error)) => line(&error.message),
-            (None, None) => line(&task.progress.message),
-        };
-        let (id, status, percent) = (&task.task_id, self.print.status(task.status), task.progress.percentage);
-        let (created, seconds) = (task.created_at, task.metadata.duration_seconds);
-        self.print.out(&format!("{id}  {status} {percent:>3}%  {created:.0}  {seconds:>7.1}s  {what}\n"));
+        let width = tasks.iter().map(|task| contract(task).len()).max().unwrap_or_default();
+        let now = Timestamp::now();
+        for task in tasks {
+            let what = match (&task.goal, &task.error) {
+                (Some(goal), _) => line(goal),
+                (None, Some(error)) => line(&error.message),
+                (None, None) => line(&task.progress.message),
+            };
+            let (id, percent, age) = (&task.task_id, task.progress.percentage, age(task.created_at, now));
+            let (status, seconds) = (self.print.status(task.status), task.metadata.duration_seconds);
+            let rest =
+                format!(" {percent:>3}%  {age:>4}  {seconds:>6.1}s  {:<width$}  {what}", contract(task));
+            let before = id.as_str().len() + "  completed ".len();
+            let room = self.print.width.map_or(usize::MAX, |width| width.saturating_sub(before));
+            self.print.out(&format!("{id}  {status}{}\n", cut(rest.trim_end(), room)));
+        }
+    }
+
+    /// Notes which task is followed.
+    async fn name(&self, id: &TaskId) {
+        if let Ok(task) = self.client.get(id, &self.cx).await {
+            let goal = task.goal.as_ref().map(|goal| format!(", {goal}")).unwrap_or_default();
+            self.print.note(&format!("{id} is {}: {}{goal}", task.status, contract(&task)));
+        }
     }
 
     /// Follows a task to its end, and prints what it does.
-    async fn follow(&self, id: &TaskId, after: Option<u64>, cancels: bool) -> Result<(), Exit> {
+    async fn follow(&self, id: &TaskId, after: Option<u64>, cancels: bool, names: bool) -> Result<(), Exit> {
         let mut shown = Shown::new(&self.print);
         let mut seen = after;
+        let following = async {
+            if names && !self.print.is_json && !self.print.is_quiet {
+                self.name(id).await;
+            }
+            self.followed(id, &mut seen, &mut shown).await
+        };
         let ended = tokio::select! {
-            task = self.followed(id, &mut seen, &mut shown) => Some(task),
+            task = following => Some(task),
             () = self.interrupt.notified() => None,
         };
         match ended {
@@ -190,6 +210,29 @@ impl Octo {
             sleep(wait.ok_or(failure)?).await;
         }
     }
+}
+
+/// The contract of a task, or `-` where the server does not state it.
+fn contract(task: &Task) -> String {
+    task.contract.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+/// The time since the submission, in one unit.
+fn age(created: Timestamp, now: Timestamp) -> String {
+    match now.duration_since(created).as_secs().max(0) {
+        seconds @ ..60 => format!("{seconds}s"),
+        seconds @ ..3_600 => format!("{}m", seconds / 60),
+        seconds @ ..86_400 => format!("{}h", seconds / 3_600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A text that is not longer than this, in characters.
+fn cut(text: &str, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    text.chars().take(room.saturating_sub(1)).chain(['…']).collect()
 }
 
 fn watch_again(id: &TaskId, seen: Option<u64>) -> String {

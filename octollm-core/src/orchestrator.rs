@@ -157,9 +157,13 @@ pub trait Orchestrator: Send + Sync + 'static {
 
     /// Returns the cards of the arms that its tasks may call.
     ///
+    /// # Errors
+    /// Those of the request, where the orchestrator is in another process. A brain has none: an arm that does not answer is listed
+    /// as unavailable, or is not listed.
+    ///
     /// # Cancel safety
     /// Reads alone: dropping the future changes nothing.
-    async fn cards(&self) -> Vec<ArmCard>;
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure>;
 
     /// Returns the ids of the arms that its configuration names. No other arm can be registered under them. None by default.
     fn configured_arms(&self) -> Vec<String> {
@@ -369,7 +373,7 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
         (**self).journal(id, after, limit, cx).await
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
         (**self).cards().await
     }
 

@@ -90,6 +90,21 @@ fn its_limits_are_the_defaults() {
         ),
         format!("| establishing who calls | {} s |", seconds("authenticate_timeout")),
         format!("| requests running in one server | {} |", count(&server, "max_in_flight")),
+        format!(
+            "| streams of updates that are open in one server | {} |",
+            count(&server, "max_live_streams")
+        ),
+        format!("| a stream of events without an event | {} s |", seconds("event_ping")),
+        format!(
+            "| pings over a WebSocket; the answer to one | {} s; {} s |",
+            seconds("event_ping"),
+            seconds("pong_timeout")
+        ),
+        format!(
+            "| messages that a WebSocket receives in each second, over 10 s | {} |",
+            count(&server, "max_socket_messages")
+        ),
+        format!("| tasks that a WebSocket follows | {} |", count(&server, "max_subscriptions")),
         format!("| connections to one server | {} |", count(&server, "max_connections")),
         format!(
             "| tasks running, waiting in a brain | {}, {} |",

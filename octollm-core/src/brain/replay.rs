@@ -286,7 +286,7 @@ impl Brain {
             let Reopening { discarded, reopened } = reopening;
             self.grant_again(&mut record, cx).await?;
             record.rerun(from.is_some(), self.0.clock.now())?;
-            let task = record.task().clone();
+            let task = record.to_task();
             let change = SideEffects::of_change(&record, self.0.source());
             let effects = SideEffects { discarded, journal: reopened, ..change };
             match self.0.commit(record, effects).await {

@@ -102,8 +102,8 @@ impl Orchestrator for Brain {
         Ok((calls.map(JournalStep::from).collect(), next))
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
-        self.0.transport.cards().await
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+        Ok(self.0.transport.cards().await)
     }
 
     fn configured_arms(&self) -> Vec<String> {
@@ -263,7 +263,7 @@ impl Brain {
 
     /// A task with the progress that only this brain knows.
     fn live(&self, record: &TaskRecord) -> Task {
-        let mut task = record.task().clone();
+        let mut task = record.to_task();
         if !task.status.is_finished()
             && let Some(log) = self.0.running.log(&task.task_id)
         {

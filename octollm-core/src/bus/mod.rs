@@ -271,7 +271,7 @@ pub enum BusError {
         capability: Capability,
     },
     /// A setting is not valid.
-    #[error("a setting is not valid")]
+    #[error(transparent)]
     InvalidSetting {
         /// Names the setting.
         #[from]

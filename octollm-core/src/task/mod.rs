@@ -24,7 +24,7 @@ pub use self::{
 };
 use crate::{
     budget::Cost,
-    contract::TaskContract,
+    contract::{ContractRef, TaskContract},
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     invalid::InvalidValue,
@@ -41,6 +41,9 @@ pub struct Task {
     pub task_id: TaskId,
     /// Status of the task.
     pub status: TaskStatus,
+    /// Contract of the task. `None` where an orchestrator of an earlier version does not state it.
+    #[serde(default, deserialize_with = "readable")]
+    pub contract: Option<ContractRef>,
     /// Goal in words. `None` for a task of another contract than [`TaskRequest`].
     pub goal: Option<String>,
     /// Progress of the task. One of a later version that cannot be read is the default.
@@ -390,6 +393,22 @@ mod tests {
         assert_eq!(status, TaskStatus::Unknown);
         assert!(!status.is_finished() && TaskStatus::ALL.iter().all(|next| !status.may_become(*next)));
         assert!("unknown".parse::<TaskStatus>().is_err(), "nobody asks for it");
+    }
+
+    #[test]
+    fn a_task_without_its_contract_is_read() {
+        let task = TaskRecord::answered(
+            Submission::from(TaskRequest::new("do it")),
+            TaskResult::new(7),
+            Timestamp::UNIX_EPOCH,
+        );
+        let mut written = serde_json::to_value(&task).unwrap();
+        assert_eq!(written["contract"], "task.run");
+        // No name of a contract in this version.
+        written["contract"] = serde_json::json!({ "name": "task.run" });
+        assert_eq!(serde_json::from_value::<Task>(written.clone()).unwrap().contract, None);
+        written.as_object_mut().unwrap().remove("contract");
+        assert_eq!(serde_json::from_value::<Task>(written).unwrap(), Task { contract: None, ..task });
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl TaskRecord {
             task: Task {
                 task_id: TaskId::new(),
                 status: TaskStatus::Queued,
+                contract: Some(contract.clone()),
                 goal,
                 progress: Progress::default(),
                 result: None,
@@ -149,7 +150,12 @@ impl TaskRecord {
 
     /// Converts to the task as its owner sees it.
     pub fn into_task(self) -> Task {
-        self.task
+        Task { contract: Some(self.contract), ..self.task }
+    }
+
+    /// The task with its contract, which a task within a record that an earlier version has stored lacks.
+    pub(crate) fn to_task(&self) -> Task {
+        Task { contract: Some(self.contract.clone()), ..self.task.clone() }
     }
 
     /// The status of the task.

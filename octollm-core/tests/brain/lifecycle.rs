@@ -14,6 +14,7 @@ use octollm_core::{
     brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal},
     context::{Caller, ContextParts},
+    contract::TaskContract,
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
     store::{MemoryStore, SideEffects, Start, TaskStore},
@@ -37,6 +38,34 @@ async fn a_task_runs_to_its_result() {
     assert_eq!(task.progress.percentage, 100);
     assert!(task.completed_at.is_some());
     assert_eq!(arms.calls(), ["number.increment", "number.double", "number.increment"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_names_its_contract() {
+    let (arms, store) = (Local::new(), Arc::new(MemoryStore::new()));
+    arms.fail("number.double");
+    let brain = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms).store(store.clone());
+    let brain = brain.build().unwrap();
+    let submitted = brain.submit(compute(1), &anyone()).await.unwrap();
+    let id = submitted.task_id.clone();
+    let failed = end_of(&brain, &id).await;
+    let again = brain.rerun(&id, None, &anyone()).await.unwrap();
+    let cancelled = brain.cancel(&id, &anyone()).await.unwrap();
+    let listed = brain.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
+    for task in [submitted, failed, again, cancelled, listed] {
+        assert_eq!(task.contract, Some(Compute::SPEC.reference()), "{}", task.status);
+    }
+    // A store may have one of an earlier version, whose task does not name it.
+    let parts = ContextParts::new();
+    let record = TaskRecord::new(compute(1), &parts, Duration::from_secs(60), Timestamp::UNIX_EPOCH);
+    let mut stored = serde_json::to_value(&record).unwrap();
+    stored["task"].as_object_mut().unwrap().remove("contract").unwrap();
+    let record: TaskRecord = serde_json::from_value(stored).unwrap();
+    let id = record.id().clone();
+    store.create(record, SideEffects::default(), 10, usize::MAX).await.unwrap();
+    for task in [brain.get(&id, &anyone()).await.unwrap(), brain.cancel(&id, &anyone()).await.unwrap()] {
+        assert_eq!(task.contract, Some(Compute::SPEC.reference()), "{}", task.status);
+    }
 }
 
 #[tokio::test(start_paused = true)]

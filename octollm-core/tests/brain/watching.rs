@@ -179,7 +179,7 @@ impl Orchestrator for Breaks {
         Ok(TaskUpdates::new(self.0.watch(id, after, cx).await?.take(2)))
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
         self.0.cards().await
     }
 }

@@ -493,7 +493,7 @@ impl Orchestrator for OrchestratorClient {
         Ok((page.steps, page.next))
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
         #[derive(Deserialize)]
         struct Known {
             arms: Vec<ArmCard>,
@@ -502,13 +502,8 @@ impl Orchestrator for OrchestratorClient {
         let mut parts = ContextParts::new();
         parts.caller = Caller::Anonymous;
         let cx = Context::from_parts(parts, Arc::new(()));
-        match self.ask::<Known>(Method::GET, "/capabilities", None, &cx).await {
-            Ok(known) => known.arms,
-            Err(failure) => {
-                tracing::warn!(%failure, "the orchestrator did not list its arms");
-                Vec::new()
-            }
-        }
+        let known: Known = self.ask(Method::GET, "/capabilities", None, &cx).await?;
+        Ok(known.arms)
     }
 }
 

@@ -434,20 +434,21 @@ impl Endpoint for KnownArms {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let own = Some(self.own.card()).filter(|card| !card.contracts.is_empty());
         let (cards, deadline) = (self.orchestrator.cards(), inbound.parts.deadline);
-        let arms = match (&own, deadline) {
+        let arms = match &own {
             // Callers of its contracts do without the arms. A brain that is among its own arms, or among theirs, would wait for
             // itself.
-            (Some(card), Some(deadline)) => {
-                let late = || {
+            Some(card) => {
+                let half = deadline.map(|deadline| Deadline::after(deadline.remaining() / 2));
+                within(half, cards).await.unwrap_or_else(|failure| {
                     tracing::warn!(
                         server = card.arm_id,
+                        %failure,
                         "the card of a server was sent without the arms of its orchestrator"
                     );
                     Vec::new()
-                };
-                Deadline::after(deadline.remaining() / 2).run(cards).await.unwrap_or_else(late)
+                })
             }
-            _ => within(deadline, async { Ok(cards.await) }).await?,
+            None => within(deadline, cards).await?,
         };
         Ok(self.answer(own, arms, &inbound.head.headers)?)
     }

@@ -399,8 +399,8 @@ mod tests {
             Err(Failure::of(ErrorKind::Unavailable))
         }
 
-        async fn cards(&self) -> Vec<ArmCard> {
-            Vec::new()
+        async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+            Err(Failure::of(ErrorKind::Unavailable))
         }
 
         async fn close(&self) {

@@ -101,6 +101,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn its_limits_are_those_of_the_page() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wire.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let (mib, kib) = (1024 * 1024, 1024);
+        for row in [
+            format!(
+                "| a message, a frame that a WebSocket receives | {} MiB, {} KiB | closed with 1009 |",
+                MAX_MESSAGE / mib,
+                MAX_FRAME / kib
+            ),
+            format!("| bytes that wait for the reader of a WebSocket | {} MiB |", MAX_WRITE_BUFFER / mib),
+            format!("| the closing handshake of a WebSocket | {} s |", CLOSE.as_secs()),
+        ] {
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn the_accept_key_is_that_of_the_rfc() {
         assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }

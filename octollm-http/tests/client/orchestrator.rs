@@ -71,7 +71,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(client.list(query, &cx).await.unwrap().next, Some(id.clone()));
     client.get(&id, &cx).await.unwrap();
     assert_eq!(client.cancel(&id, &cx).await.unwrap().status, TaskStatus::Cancelled);
-    assert_eq!(client.cards().await[0].arm_id, "judge");
+    assert_eq!(client.cards().await.unwrap()[0].arm_id, "judge");
 
     let (steps, next) = client.journal(&id, Some(6), Some(30), &cx).await.unwrap();
     assert_eq!((steps[0].outcome, next), (StepOutcome::Answered, None));
@@ -101,6 +101,17 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(submitted.header("octollm-budget"), Some("tokens=5"));
     assert_eq!(submitted.header("x-correlation-id"), Some(cx.correlation_id().as_str()));
     assert_eq!(submitted.header("octollm-timeout"), None, "a limit of ours would become the task's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn cards_that_cannot_be_read_are_an_error() {
+    let peer = Peer::start(|_| async { Answer::Json(200, json!({ "arms": 7 })) }).await;
+    for (url, kind) in [
+        (peer.url.clone(), ErrorKind::BadResponse),
+        (format!("http://{}", unused_host()), ErrorKind::Unreachable),
+    ] {
+        assert_eq!(orchestrator(&url).cards().await.unwrap_err().kind, kind);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -348,6 +348,43 @@ async fn pings_are_answered_and_messages_may_come_in_parts() {
 }
 
 #[tokio::test]
+async fn metrics_count_how_sockets_end() {
+    let brain = Brain::builder().arm::<Tell>(Teller).build().unwrap();
+    let (peer, ..) = bound(Server::new("counted-sockets").orchestrator(brain)).await;
+    let has = async |line: &str| {
+        let page = peer.send("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.body;
+        page.lines().any(|found| found == line)
+    };
+    let until = async |line: &str| {
+        let counted = async { while !has(line).await {} };
+        timeout(Duration::from_secs(10), counted).await.expect(line);
+    };
+    let open = |number: u32| format!("octollm_websockets{{server=\"counted-sockets\"}} {number}");
+    let closed = |code: &str, number: u32| {
+        format!("octollm_websocket_closes_total{{code=\"{code}\",server=\"counted-sockets\"}} {number}")
+    };
+    let (mut one, mut two) = (Socket::open(peer, "/ws", "").await, Socket::open(peer, "/ws", "").await);
+    until(&open(2)).await;
+    one.send(FIN | BINARY, b"{}").await;
+    assert_eq!(one.until_close().await.1, 1003);
+    until(&closed("1003", 1)).await;
+    for _ in 0..2 {
+        two.send(FIN | TEXT, b"x").await;
+    }
+    assert_eq!(two.until_close().await.1, 1008);
+    until(&closed("1008", 1)).await;
+    // The code of a client is no label: it can be any.
+    let mut three = Socket::open(peer, "/ws", "").await;
+    three.send(FIN | CLOSE, &4321_u16.to_be_bytes()).await;
+    assert_eq!(three.until_close().await.1, 4321);
+    until(&closed("client", 1)).await;
+    assert!(!has(&closed("4321", 1)).await);
+    drop(Socket::open(peer, "/ws", "").await);
+    until(&closed("lost", 1)).await;
+    until(&open(0)).await;
+}
+
+#[tokio::test]
 async fn too_many_messages_close_the_socket() {
     let (peer, ..) = bound(server().max_socket_messages(2)).await;
     let mut socket = Socket::open(peer, "/ws", "").await;

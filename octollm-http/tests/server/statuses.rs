@@ -118,11 +118,9 @@ impl Orchestrator for Stub {
         self.brain.journal(id, after, limit, cx).await
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
-        match self.act().await {
-            Ok(()) => self.brain.cards().await,
-            Err(_) => Vec::new(),
-        }
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+        self.act().await?;
+        self.brain.cards().await
     }
 }
 
@@ -218,6 +216,26 @@ async fn operations(peer: Peer) -> Vec<Operation> {
 
 fn listed(operation: &Value) -> BTreeSet<u16> {
     operation["responses"].as_object().unwrap().keys().filter_map(|status| status.parse().ok()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_arms_that_cannot_be_read_is_no_empty_one() {
+    let stub = Stub { behaviour: Arc::default(), brain: brain() };
+    let front = start(Server::new("front").orchestrator(stub.clone()));
+    let (arm, own) = everything(|server| server);
+    for (kind, status) in [(ErrorKind::Unreachable, 503), (ErrorKind::ConnectionLost, 502)] {
+        for path in ["/arms", "/capabilities"] {
+            assert_eq!(front.get(path).await.json()["arms"], serde_json::json!([]));
+            stub.set(Behaviour::Fails(kind));
+            front.get(path).await.is_problem(status, kind.code());
+            stub.set(Behaviour::Works);
+            // One that has contracts of its own can be called all the same.
+            own.set(Behaviour::Fails(kind));
+            let card = arm.get(path).await.json();
+            assert_eq!((&card["arm_id"], &card["arms"]), (&"all".into(), &serde_json::json!([])));
+            own.set(Behaviour::Works);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

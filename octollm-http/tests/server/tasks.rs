@@ -332,8 +332,8 @@ impl Orchestrator for Rerunning {
         }
     }
 
-    async fn cards(&self) -> Vec<ArmCard> {
-        vec![ArmCard::new("judge")]
+    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+        Ok(vec![ArmCard::new("judge")])
     }
 }
 

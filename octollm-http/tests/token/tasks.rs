@@ -115,7 +115,7 @@ async fn a_client_on_behalf_of_a_caller_is_that_for_all_operations() {
     assert_eq!(ali.get(&id, &with(Caller::Anonymous)).await.unwrap_err().kind, ErrorKind::Unauthenticated);
     // A client without a caller has no token.
     assert_eq!(client.list(TaskQuery::default(), &cx).await.unwrap_err().kind, ErrorKind::Unauthenticated);
-    assert_eq!(ali.cards().await.len(), client.cards().await.len());
+    assert_eq!(ali.cards().await.unwrap().len(), client.cards().await.unwrap().len());
     let asked = system.sent_to("GET brain/capabilities");
     assert!(asked.iter().all(|head| !head.contains_key(http::header::AUTHORIZATION)));
 }

@@ -39,8 +39,11 @@ async fn tasks_are_submitted_listed_watched_and_cancelled() {
 
     let watched = world.run(&["watch", &id]).await;
     assert_eq!((watched.code, watched.out.as_str()), (Some(0), "Once an octopus\n"), "{watched:?}");
-    let listed = world.run(&["list", "--limit", "1"]).await;
-    assert!(listed.out.contains("  completed  100%  ") && listed.out.ends_with("s  a crab\n"), "{listed:?}");
+    assert!(watched.err.starts_with(&format!("{id} is completed: story.tell\n")), "{watched:?}");
+    let listed = world.run(&["list", "--limit", "2"]).await;
+    let (goal, story) = listed.out.split_once('\n').unwrap();
+    assert!(goal.contains("  completed  100%  ") && goal.ends_with("s  task.run    a crab"), "{listed:?}");
+    assert!(story.starts_with(&id) && story.ends_with("s  story.tell  telling\n"), "{listed:?}");
     assert_eq!(world.run(&["list", "--status", "failed"]).await.out, "");
 
     let detached = world.run(&["submit", "--detach", "story.tell", r#"{"about":"gate"}"#]).await;
@@ -178,6 +181,30 @@ async fn every_exit_code_is_the_one_that_help_lists() {
             words.err.starts_with("octo: ") || words.err.starts_with("error: ") || code == 1,
             "{words:?}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_named_as_it_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "two\nlines\n").unwrap();
+    let (file, url) = (file.to_str().unwrap(), "http://127.0.0.1:1");
+    for command in [&["list"][..], &["arms"], &["call", "story.tell", "{}"]] {
+        for (options, named) in [
+            (&["--token", "two\nlines"][..], "--token is no token"),
+            (&["--token-file", file], &*format!("--token-file {file} is no token")),
+            (&[], "OCTOLLM_TOKEN is no token"),
+        ] {
+            let mut octo = octo_at(url, &[options, command].concat());
+            octo.env("OCTOLLM_TOKEN", if options.is_empty() { "two\nlines" } else { "" });
+            let refused = ran(octo).await;
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert!(refused.err.starts_with(&format!("octo: {named}: it has a line break")), "{refused:?}");
+            assert!(!refused.err.contains("two") && !refused.err.contains("bearer"), "{refused:?}");
+        }
+        let refused = ran(octo_at("nonsense", command)).await;
+        assert!(refused.err.starts_with("octo: --url has no scheme"), "{refused:?}");
     }
 }
 

@@ -38,6 +38,11 @@ async fn color_and_a_bar_are_for_terminals_that_want_them() {
     assert!(done.ends_with("Once an octopus\r\n"), "{done:?}");
     let listed = on_terminal(&world, &["list"], &[]).await;
     assert!(listed.contains("\u{1b}[32mcompleted "), "{listed:?}");
+    let long = format!("a crab with {} legs", "very ".repeat(20));
+    world.run(&["submit", "-q", &long]).await;
+    let listed = on_terminal(&world, &["list", "--limit", "1"], &[("NO_COLOR", "1")]).await;
+    let line = listed.trim_end();
+    assert_eq!((line.chars().count(), line.ends_with('…')), (100, true), "cut at the edge: {listed:?}");
     for (variable, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
         let listed = on_terminal(&world, &["list"], &[(variable, value)]).await;
         assert!(!listed.contains('\u{1b}') && listed.contains("completed "), "{listed:?}");

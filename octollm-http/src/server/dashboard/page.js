@@ -116,7 +116,6 @@ function useToken(text) {
   stop();
   // Nothing of one caller is shown to the next.
   tasks.all.clear();
-  tasks.contracts.clear();
   Object.assign(bus, { held: [], seen: 0 });
   Object.assign(totals, { rates: [], running: [], before: undefined });
   arms.measured.clear();

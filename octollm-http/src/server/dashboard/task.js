@@ -36,7 +36,7 @@ function makeDetail(id) {
     goal: el("h3", { id: "goal" }, id),
     actions: el("div", { class: "actions" }),
     bad: el("p", { class: "bad", role: "alert", hidden: true }),
-    facts: el("dl", { class: "facts" }, value("Duration", "took"), value("Waited", "waited"), value("Tokens", "tokens"), value("Cost", "cost"), value("Calls", "calls"), value("Attempt", "attempt")),
+    facts: el("dl", { class: "facts" }, value("Contract", "contract"), value("Duration", "took"), value("Waited", "waited"), value("Tokens", "tokens"), value("Cost", "cost"), value("Calls", "calls"), value("Attempt", "attempt")),
     phases: el("ol", { class: "phases", "aria-label": "Phases" }, PHASES.map((phase) => el("li", { "data-phase": phase }, phase))),
     track: el("div", { class: "track", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, el("i", {})),
     message: el("p", { class: "message" }),
@@ -184,6 +184,7 @@ function showTask(task) {
       followTask(detail.feed.last);
     }
   }
+  setValue("contract", task.contract || "–");
   setValue("tokens", count(task.metadata.tokens_used || sum("tokens_used")));
   setValue("cost", money(task.metadata.cost_dollars || sum("cost_dollars")));
   setValue("attempt", String(task.attempt));

@@ -6,7 +6,6 @@ const MOST = 300; // rows
 const tasks = {
   all: new Map(), // by id, as the server states them
   rows: new Map(),
-  contracts: new Map(), // of tasks without a goal, as events name them
   status: "",
   words: "",
   next: undefined, // cursor of the page after those that were read; null at the end
@@ -16,7 +15,7 @@ const tasks = {
   poll: undefined,
 };
 
-const taskName = (task) => task.goal || (tasks.contracts.has(task.task_id) ? tasks.contracts.get(task.task_id) : "Task without a goal");
+const taskName = (task) => task.goal || task.contract || "Task without a goal";
 const newestFirst = (a, b) => timeOf(b.created_at) - timeOf(a.created_at) || (a.task_id < b.task_id ? 1 : -1);
 
 // What the row of a task displays, which is written again only where it has changed.
@@ -52,7 +51,7 @@ function paintRow(row, task) {
 
 function isListed(task) {
   const words = tasks.words.toLowerCase();
-  return (!tasks.status || task.status === tasks.status) && (!words || `${taskName(task)} ${task.task_id}`.toLowerCase().includes(words));
+  return (!tasks.status || task.status === tasks.status) && (!words || `${taskName(task)} ${task.contract || ""} ${task.task_id}`.toLowerCase().includes(words));
 }
 function paintTasks() {
   const all = [...tasks.all.values()].sort(newestFirst);
@@ -163,10 +162,6 @@ function onTaskEvent(event) {
   const data = isObject(event.data) ? event.data : {};
   const id = typeof data.task_id === "string" ? data.task_id : event.subject;
   if (typeof id !== "string" || !/^task_[a-zA-Z0-9]{16}$/.test(id)) return;
-  if (typeof data.contract === "string") {
-    if (tasks.contracts.size > 4 * MOST) tasks.contracts.clear();
-    tasks.contracts.set(id, data.contract);
-  }
   const task = tasks.all.get(id);
   if (task && isObject(data.progress) && task.status === "processing") {
     task.progress = data.progress;

@@ -52,8 +52,8 @@ const OF_HEADS: &[u16] = &[400, 406, 414, 417, 431];
 const OF_DOCUMENTS: &[u16] = &[503];
 /// More statuses of a route that asks an orchestrator for its arms.
 const OF_ARM_LISTS: &[u16] = &[500, 503];
-/// One more, where the server does not answer with a card of its own in time.
-const OF_LATE_LISTS: &[u16] = &[504];
+/// Further ones, where the server has no card of its own to answer with.
+const OF_FAILED_LISTS: &[u16] = &[429, 502, 504];
 /// More statuses of a route that needs an identity and a place among the requests that run.
 pub(crate) const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
 /// More statuses of a route with a body.
@@ -185,7 +185,7 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
         "Continues a failed task with the step that failed, or discards its calls from a step on.",
     );
     push_parameters(&mut rerun, [task_in_path()]);
-    let lists: &[&[u16]] = if has_contracts { &[OF_ARM_LISTS] } else { &[OF_ARM_LISTS, OF_LATE_LISTS] };
+    let lists: &[&[u16]] = if has_contracts { &[OF_ARM_LISTS] } else { &[OF_ARM_LISTS, OF_FAILED_LISTS] };
     let of_arms = |id: &str, summary: &str| tagged(place(id, summary, "Arms", lists));
     let cards = of_arms("capabilities", "What is served here, and the arms that are known here.");
     let arms = of_arms("arms", "The arms that are known here.");

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Limits,
     counted::Counted,
+    meter::Open,
     tasks::{Outgoing, Tasks},
 };
 use crate::wire::socket::{CLOSE, FRAGMENT, MAX_FRAME, MAX_MESSAGE, config};
@@ -95,6 +96,17 @@ enum End {
     Lost,
 }
 
+impl End {
+    /// The value of the label in the metrics.
+    fn label(&self) -> String {
+        match self {
+            Self::Close(close) => close.code.to_string(),
+            Self::Closed => "client".to_owned(),
+            Self::Lost => "lost".to_owned(),
+        }
+    }
+}
+
 /// One connection.
 pub(super) struct Line<T> {
     ws: WebSocketStream<Counted<T>>,
@@ -137,7 +149,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
     }
 
     /// Serves until the connection ends, the server drains, or the authority of the caller ends.
-    pub(super) async fn run(mut self, drain: CancellationToken, authority: Option<Instant>) {
+    pub(super) async fn run(mut self, open: Open, drain: CancellationToken, authority: Option<Instant>) {
         let end = {
             let authority = async {
                 match authority {
@@ -152,6 +164,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
                 end = self.serve() => end,
             }
         };
+        open.ended(&end.label());
         match end {
             End::Close(close) => {
                 tracing::debug!(code = close.code, reason = close.reason, "WebSocket closed");

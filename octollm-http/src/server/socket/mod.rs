@@ -3,6 +3,7 @@
 mod counted;
 mod handshake;
 mod line;
+mod meter;
 mod tasks;
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +20,7 @@ use octollm_core::{
 };
 
 pub(crate) use self::handshake::token_of_protocol;
-use self::{handshake::Opening, line::Line, tasks::Tasks};
+use self::{handshake::Opening, line::Line, meter::SocketMeter, tasks::Tasks};
 use super::{
     Server,
     events::{LiveStreams, authority_ends},
@@ -66,9 +67,11 @@ pub(crate) fn add_sockets(
         subscriptions: config.max_subscriptions,
         messages: config.max_socket_messages,
     };
+    let meter = SocketMeter::new(&table.server.server);
     for (path, is_single) in [("/ws", false), ("/ws/tasks/{id}", true)] {
         let (orchestrator, live, origins) = (orchestrator.clone(), live.clone(), origins.clone());
-        table.add(Method::GET, path, Sockets { orchestrator, live, origins, limits, is_single })?;
+        let meter = meter.clone();
+        table.add(Method::GET, path, Sockets { orchestrator, live, origins, limits, meter, is_single })?;
     }
     Ok(())
 }
@@ -80,6 +83,7 @@ struct Sockets {
     /// Other origins whose pages may open one.
     origins: Arc<[String]>,
     limits: Limits,
+    meter: Arc<SocketMeter>,
     /// It follows the task in the path.
     is_single: bool,
 }
@@ -112,12 +116,16 @@ impl Endpoint for Sockets {
             }
         }
         let (limits, end, until) = (self.limits, self.live.end.clone(), authority_ends(&cx));
+        let meter = self.meter.clone();
         let (answer, upgrade) = opening.accept();
         tokio::spawn(async move {
             // Until the connection has ended.
             let _place = place;
             match upgrade.await {
-                Ok(io) => Line::new(TokioIo::new(io), tasks, limits).await.run(end, until).await,
+                Ok(io) => {
+                    let line = Line::new(TokioIo::new(io), tasks, limits).await;
+                    line.run(meter.opened(), end, until).await;
+                }
                 Err(error) => tracing::debug!(%error, "the connection was lost before it was a WebSocket"),
             }
         });

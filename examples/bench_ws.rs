@@ -113,7 +113,7 @@ impl Orchestrator for Ready {
         Ok(TaskUpdates::new(self.after(after).chain(stream::pending())))
     }
 
-    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+    async fn cards(&self) -> std::result::Result<Vec<ArmCard>, Failure> {
         Ok(Vec::new())
     }
 }

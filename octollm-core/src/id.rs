@@ -56,6 +56,11 @@ pub(crate) fn ordered_uuid() -> Uuid {
     Uuid::from_u64_pair(upper, lower)
 }
 
+/// The same as text.
+pub(crate) fn ordered_uuid_text() -> String {
+    ordered_uuid().hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned()
+}
+
 /// Whether a text is the id of an arm: at most 128 lower-case letters, digits and dashes, of which the first is a letter.
 pub fn is_arm_id(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';

@@ -37,11 +37,11 @@ impl Encoding {
     /// The same for an event whose [size](Event::size) is known.
     pub(crate) fn write(self, event: &Event, size: usize) -> Result<Vec<u8>, InvalidValue> {
         let mut bytes = Vec::with_capacity(size + ENVELOPE);
-        let written = match self {
-            Self::Native => serde_json::to_writer(&mut bytes, event),
-            Self::CloudEvents => serde_json::to_writer(&mut bytes, &CloudEvent::of(event)),
-        };
-        written.map_err(|error| invalid(error.to_string()))?;
+        match self {
+            Self::Native => event.write_json(&mut bytes)?,
+            Self::CloudEvents => serde_json::to_writer(&mut bytes, &CloudEvent::of(event))
+                .map_err(|error| invalid(error.to_string()))?,
+        }
         Ok(bytes)
     }
 

@@ -7,6 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Number, Value};
 
+use super::json::{needs_escapes, rfc3339};
 use super::{Attributes, Channel, Event, invalid, optional, required};
 use crate::error::InvalidValue;
 use crate::id;
@@ -146,7 +147,7 @@ impl<'a> NativeEvent<'a> {
         let domain = event.channel().domain();
         Self {
             event_type: Cow::Borrowed(event.event_type()),
-            timestamp: Cow::Owned(event.timestamp().to_string()),
+            timestamp: Cow::Owned(rfc3339(event.timestamp(), &mut [0; 30]).into_owned()),
             source: Cow::Borrowed(event.source()),
             data: Cow::Borrowed(event.data()),
             id: Some(Cow::Borrowed(event.id())),
@@ -156,7 +157,7 @@ impl<'a> NativeEvent<'a> {
             causation_id: event.causation_id().map(Cow::Borrowed),
             traceparent: event.traceparent().map(Cow::Borrowed),
             partition_key: event.partition_key().map(Cow::Borrowed),
-            expires_at: event.expires_at().map(|at| Cow::Owned(at.to_string())),
+            expires_at: event.expires_at().map(|at| Cow::Owned(rfc3339(at, &mut [0; 30]).into_owned())),
             domain: Some(domain).filter(|domain| *domain != Channel::DEFAULT_DOMAIN).map(Cow::Borrowed),
         }
     }
@@ -176,7 +177,7 @@ impl<'a> NativeEvent<'a> {
             timestamp: timestamp("timestamp", &self.timestamp)?,
             id: match self.id {
                 Some(id) => required("id", id.into_owned())?,
-                None => id::ordered_uuid().to_string(),
+                None => id::ordered_uuid_text(),
             },
             expires_at: self.expires_at.map(|at| timestamp("expires_at", &at)).transpose()?,
             data: self.data.into_owned(),
@@ -232,6 +233,9 @@ fn number_len(number: &Number) -> usize {
 }
 
 fn text_len(text: &str) -> usize {
+    if !needs_escapes(text.as_bytes()) {
+        return 2 + text.len();
+    }
     2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
 }
 

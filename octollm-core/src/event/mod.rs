@@ -20,6 +20,7 @@
 
 mod attributes;
 mod channel;
+mod json;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -84,7 +85,7 @@ impl Event {
     ) -> Result<Self, InvalidValue> {
         Ok(Self(Arc::new(Attributes {
             channel,
-            id: id::ordered_uuid().to_string(),
+            id: id::ordered_uuid_text(),
             timestamp: Timestamp::now(),
             source: required("source", source.into())?,
             data: data.into(),

@@ -64,11 +64,16 @@ impl Event {
     /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
     /// It does not depend on the encoding.
     pub fn size(&self) -> usize {
+        self.size_with(json_len(&self.0.data))
+    }
+
+    /// The same for data of which the length is known.
+    pub(super) fn size_with(&self, data: usize) -> usize {
         let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
         let optional =
             [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
         let texts: usize = optional.into_iter().flatten().map(String::len).sum();
-        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
+        channel.as_str().len() + id.len() + source.len() + texts + data
     }
 
     /// Returns the attributes as texts under their names in the native form, without the data. An encoding writes these.
@@ -177,7 +182,7 @@ impl<'a> NativeEvent<'a> {
             timestamp: timestamp("timestamp", &self.timestamp)?,
             id: match self.id {
                 Some(id) => required("id", id.into_owned())?,
-                None => id::ordered_uuid_text(),
+                None => id::ordered_uuid_text(jiff::Timestamp::now()),
             },
             expires_at: self.expires_at.map(|at| timestamp("expires_at", &at)).transpose()?,
             data: self.data.into_owned(),

@@ -12,15 +12,23 @@ use super::{Channel, Event, invalid};
 use crate::error::InvalidValue;
 
 impl Event {
-    /// Appends the native JSON form to a buffer: the bytes that serde writes.
+    /// Appends the native JSON form to a buffer: the bytes that serde writes. Returns the [size](Self::size) of the event.
     ///
     /// # Errors
     /// [`InvalidValue`] when the event cannot be written. The buffer may then have a part of it.
-    pub fn write_json(&self, out: &mut Vec<u8>) -> Result<(), InvalidValue> {
+    pub fn write_json(&self, out: &mut Vec<u8>) -> Result<usize, InvalidValue> {
         self.write(out).map_err(|error| invalid(error.to_string()))
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    /// Appends the data as compact JSON to a buffer.
+    ///
+    /// # Errors
+    /// [`InvalidValue`] when the data cannot be written. The buffer may then have a part of it.
+    pub fn write_data(&self, out: &mut Vec<u8>) -> Result<(), InvalidValue> {
+        write_value(self.data(), out).map_err(|error| invalid(error.to_string()))
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<usize> {
         out.extend_from_slice(b"{\"event_type\":\"");
         out.extend_from_slice(self.event_type().as_bytes());
         out.extend_from_slice(b"\",\"timestamp\":\"");
@@ -28,7 +36,9 @@ impl Event {
         out.extend_from_slice(b"\",\"source\":");
         write_text(self.source(), out)?;
         out.extend_from_slice(b",\"data\":");
+        let start = out.len();
         write_value(self.data(), out)?;
+        let size = self.size_with(out.len() - start);
         out.extend_from_slice(b",\"id\":");
         write_text(self.id(), out)?;
         out.extend_from_slice(b",\"specversion\":\"");
@@ -57,7 +67,7 @@ impl Event {
             write_text(domain, out)?;
         }
         out.push(b'}');
-        Ok(())
+        Ok(size)
     }
 }
 
@@ -282,7 +292,7 @@ mod tests {
                 event = event.with_expires_at(expires_at);
             }
             let mut bytes = Vec::new();
-            event.write_json(&mut bytes).unwrap();
+            prop_assert_eq!(event.write_json(&mut bytes).unwrap(), event.size());
             prop_assert_eq!(String::from_utf8(bytes).unwrap(), serde_json::to_string(&event).unwrap());
         }
     }

@@ -126,11 +126,9 @@ impl RedisBus {
         if *self.0.closed.borrow() {
             return Err(BusError::Closed);
         }
-        let (size, limit) = (event.size(), self.0.max_event_bytes);
-        if size > limit {
-            return Err(BusError::TooLarge { size, limit });
-        }
-        self.0.encoding.write(event, size).map_err(|error| RedisError::failed(error).into())
+        let (payload, size) = self.0.encoding.write(event).map_err(RedisError::failed)?;
+        let limit = self.0.max_event_bytes;
+        if size > limit { Err(BusError::TooLarge { size, limit }) } else { Ok(payload) }
     }
 }
 

@@ -137,19 +137,23 @@ fn digit(number: u64) -> u8 {
 
 /// Whether a text has quotation marks, backslashes or control characters, of eight bytes at once.
 pub(super) fn needs_escapes(text: &[u8]) -> bool {
-    let (words, rest) = text.as_chunks();
-    let mut last = [b' '; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    words.iter().any(|word| has_escape(*word)) || has_escape(last)
+    match text.last_chunk() {
+        // The last bytes may be looked at twice.
+        Some(last) => {
+            text.as_chunks().0.iter().fold(escapes(*last), |found, word| found | escapes(*word)) != 0
+        }
+        None => text.iter().any(|byte| *byte < b' ' || *byte == b'"' || *byte == b'\\'),
+    }
 }
 
-fn has_escape(bytes: [u8; 8]) -> bool {
+/// Is 0 if none of the bytes needs an escape.
+fn escapes(bytes: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 255;
     let word = u64::from_ne_bytes(bytes);
-    // The top bit of a byte is set if the byte is less, for 128 at most; a carry needs a byte that is.
+    // The top bits of the bytes that are less than 128 or less. Their borrows can set those of others as well.
     let has_less = |word: u64, than: u8| word.wrapping_sub(ONES * u64::from(than)) & !word & (ONES << 7);
     let has = |byte: u8| has_less(word ^ (ONES * u64::from(byte)), 1);
-    has_less(word, b' ') | has(b'"') | has(b'\\') != 0
+    has_less(word, b' ') | has(b'"') | has(b'\\')
 }
 
 /// The text of a time in RFC 3339, as jiff has it. It is in the buffer from 1970 on; no time is after the year 9999.
@@ -210,9 +214,10 @@ mod tests {
     #[test]
     fn each_byte_that_serde_escapes_needs_escapes() {
         for byte in 0..128_u8 {
-            for place in 0..20 {
-                let mut text = "é~plain text, ü".repeat(2);
-                text.insert(text.char_indices().nth(place).unwrap().0, char::from(byte));
+            for (plain, place) in (0..=20).flat_map(|length| (0..=length).map(move |place| (length, place))) {
+                let mut text: String = "é~plain text, ü plain".chars().take(plain).collect();
+                let at = text.char_indices().nth(place).map_or(text.len(), |(at, _)| at);
+                text.insert(at, char::from(byte));
                 let escaped = serde_json::to_string(&text).unwrap().len() > text.len() + 2;
                 assert_eq!(needs_escapes(text.as_bytes()), escaped, "{text:?}");
             }

@@ -241,6 +241,8 @@ impl fmt::Debug for RedisStreamBus {
 impl EventBus for RedisStreamBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
         let command = self.add_command(&event)?;
+        // Its memory is used again by the next event, while this one waits.
+        drop(event);
         self.shared().commands.execute(&command).await?;
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! The address of an event, and the patterns that match addresses.
 
 use std::borrow::Borrow;
-use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -75,22 +74,11 @@ impl Channel {
     /// # Errors
     /// [`InvalidValue`] when there are not two segments or one is not valid.
     pub fn from_event_type(event_type: &str) -> Result<Self, InvalidValue> {
-        // Most events of a thread have the type of the one before.
-        thread_local! {
-            static LAST: RefCell<Option<Channel>> = const { RefCell::new(None) };
-        }
-        let is_last = |last: &&Self| last.event_type() == event_type;
-        // There is none while a thread ends.
-        if let Ok(Some(last)) = LAST.try_with(|last| last.borrow().as_ref().filter(is_last).cloned()) {
-            return Ok(last);
-        }
         let [entity, action] = split("event type", event_type, '.')?;
         // Checked here, so that positions in errors are those of the type.
         check_segment("event type", 1, entity)?;
         check_segment("event type", 2, action)?;
-        let channel = Self::of_segments(Self::DEFAULT_DOMAIN, entity, action);
-        let _ = LAST.try_with(|last| last.replace(Some(channel.clone())));
-        Ok(channel)
+        Ok(Self::of_segments(Self::DEFAULT_DOMAIN, entity, action))
     }
 
     /// Returns the channel with the same entity and action in another domain.

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::Offset};
 use serde::Serialize;
 use serde_json::{Number, Value};
 
@@ -121,7 +121,7 @@ fn write_number(number: &Number, out: &mut Vec<u8>) -> serde_json::Result<()> {
     let mut at = digits.len();
     loop {
         at -= 1;
-        digits[at] = digit(left % 10);
+        digits[at] = b'0' + (left % 10) as u8;
         left /= 10;
         if left == 0 {
             break;
@@ -131,7 +131,7 @@ fn write_number(number: &Number, out: &mut Vec<u8>) -> serde_json::Result<()> {
     Ok(())
 }
 
-fn digit(number: u64) -> u8 {
+fn digit(number: u32) -> u8 {
     b'0' + number as u8
 }
 
@@ -156,29 +156,23 @@ fn escapes(bytes: [u8; 8]) -> u64 {
     has_less(word, b' ') | has(b'"') | has(b'\\')
 }
 
-/// The text of a time in RFC 3339, as jiff has it. It is in the buffer from 1970 on; no time is after the year 9999.
+/// The text of a time in RFC 3339, as jiff has it. It is in the buffer for the years 0 to 9999.
 pub(super) fn rfc3339(at: Timestamp, buffer: &mut [u8; 30]) -> Cow<'_, str> {
-    let (Ok(seconds), Ok(nanoseconds)) =
-        (u64::try_from(at.as_second()), u64::try_from(at.subsec_nanosecond()))
-    else {
-        return Cow::Owned(at.to_string());
-    };
-    let (year, month, day) = date(seconds / 86_400);
-    let time = seconds % 86_400;
+    let time = Offset::UTC.to_datetime(at);
+    let Ok(year) = u32::try_from(time.year()) else { return Cow::Owned(at.to_string()) };
     *buffer = *b"0000-00-00T00:00:00.000000000Z";
-    let mut put = |from: usize, to: usize, mut number: u64| {
+    let mut put = |from: usize, to: usize, mut number: u32| {
         for place in buffer[from..to].iter_mut().rev() {
             *place = digit(number % 10);
             number /= 10;
         }
     };
     put(0, 4, year);
-    put(5, 7, month);
-    put(8, 10, day);
-    put(11, 13, time / 3_600);
-    put(14, 16, time / 60 % 60);
-    put(17, 19, time % 60);
-    put(20, 29, nanoseconds);
+    put(20, 29, time.subsec_nanosecond().unsigned_abs());
+    let parts = [time.month(), time.day(), time.hour(), time.minute(), time.second()];
+    for (from, part) in [5, 8, 11, 14, 17].into_iter().zip(parts) {
+        put(from, from + 2, part.unsigned_abs().into());
+    }
     // The last digits that are not zero, and neither digits nor the point without any.
     let mut end = 29;
     while buffer[end - 1] == b'0' && end > 20 {
@@ -189,19 +183,6 @@ pub(super) fn rfc3339(at: Timestamp, buffer: &mut [u8; 30]) -> Cow<'_, str> {
     }
     buffer[end] = b'Z';
     Cow::Borrowed(std::str::from_utf8(&buffer[..=end]).unwrap_or_default())
-}
-
-/// Year, month and day of so many days after 1970-01-01.
-fn date(days: u64) -> (u64, u64, u64) {
-    // Years begin in March here, so that the leap day is the last one. An era has 400 years.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + next, month, day)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -32,10 +32,9 @@ const COUNT: u32 = 47;
 
 /// The milliseconds since 1970 and a count of 47 bits, which together are greater than all earlier ones of this process. The count
 /// starts anew from random bits each millisecond.
-fn ordered() -> (u64, u64) {
+fn ordered(now: Timestamp) -> (u64, u64) {
     static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or_default();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     *last = if milliseconds > last.0 {
         // Below half of the counts there are.
@@ -46,14 +45,19 @@ fn ordered() -> (u64, u64) {
     *last
 }
 
-/// A UUID of version 7, greater than every earlier one of this process.
-pub(crate) fn ordered_uuid() -> Uuid {
+/// A UUID of version 7 for the current time, greater than every earlier one of this process.
+pub(crate) fn ordered_uuid(now: Timestamp) -> Uuid {
     static PROCESS: LazyLock<u64> = LazyLock::new(random::number);
-    let (milliseconds, count) = ordered();
+    let (milliseconds, count) = ordered(now);
     // 12 bits of the count after the version and 35 after the variant, then 27 random ones of this process.
     let upper = (milliseconds << 16) | 0x7000 | (count >> 35 & 0xfff);
     let lower = (0b10 << 62) | (count << 27 & (u64::MAX >> 2)) | (*PROCESS >> 37);
     Uuid::from_u64_pair(upper, lower)
+}
+
+/// The same as text.
+pub(crate) fn ordered_uuid_text(now: Timestamp) -> String {
+    ordered_uuid(now).hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned()
 }
 
 /// Whether a text is the id of an arm: at most 128 lower-case letters, digits and dashes, of which the first is a letter.
@@ -129,7 +133,7 @@ pub struct TaskId([u8; TASK_ID]);
 impl TaskId {
     /// A new id, greater than every earlier one of this process.
     pub fn new() -> Self {
-        let (milliseconds, count) = ordered();
+        let (milliseconds, count) = ordered(Timestamp::now());
         Self::of(milliseconds, count)
     }
 
@@ -314,9 +318,9 @@ mod tests {
 
     #[test]
     fn later_uuids_of_version_7_are_greater() {
-        let ids: Vec<_> = (0..10_000).map(|_| ordered_uuid()).collect();
+        let ids: Vec<_> = (0..10_000).map(|_| ordered_uuid(Timestamp::now())).collect();
         assert!(ids.is_sorted_by(|a, b| a < b));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let now = u64::try_from(Timestamp::now().as_second()).unwrap();
         for id in ids {
             assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
             let (seconds, _) = id.get_timestamp().unwrap().to_unix();

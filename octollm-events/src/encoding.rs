@@ -31,18 +31,21 @@ impl Encoding {
     /// # Errors
     /// [`InvalidValue`] when the event cannot be written.
     pub fn encode(self, event: &Event) -> Result<Bytes, InvalidValue> {
-        self.write(event, event.size()).map(Bytes::from)
+        self.write(event).map(|(bytes, _)| bytes.into())
     }
 
-    /// The same for an event whose [size](Event::size) is known.
-    pub(crate) fn write(self, event: &Event, size: usize) -> Result<Vec<u8>, InvalidValue> {
-        let mut bytes = Vec::with_capacity(size + ENVELOPE);
-        let written = match self {
-            Self::Native => serde_json::to_writer(&mut bytes, event),
-            Self::CloudEvents => serde_json::to_writer(&mut bytes, &CloudEvent::of(event)),
+    /// The same, with the [size](Event::size) of the event.
+    pub(crate) fn write(self, event: &Event) -> Result<(Vec<u8>, usize), InvalidValue> {
+        let mut bytes = Vec::with_capacity(USUAL);
+        let size = match self {
+            Self::Native => event.write_json(&mut bytes)?,
+            Self::CloudEvents => {
+                serde_json::to_writer(&mut bytes, &CloudEvent::of(event))
+                    .map_err(|error| invalid(error.to_string()))?;
+                event.size()
+            }
         };
-        written.map_err(|error| invalid(error.to_string()))?;
-        Ok(bytes)
+        Ok((bytes, size))
     }
 
     /// Reads an event from a JSON document.
@@ -73,7 +76,7 @@ impl Encoding {
         mut add: impl FnMut(&'static str, &[u8]),
     ) -> Result<(), InvalidValue> {
         let mut data = Vec::with_capacity(256);
-        serde_json::to_writer(&mut data, event.data()).map_err(|error| invalid(error.to_string()))?;
+        event.write_data(&mut data)?;
         for (native, value) in event.attributes() {
             let both = NAMES.iter().find(|(name, _)| self == Self::CloudEvents && *name == native);
             add(both.map_or(native, |both| self.name(*both)), value.as_bytes());
@@ -122,8 +125,8 @@ impl Encoding {
     }
 }
 
-/// Room for names, times and punctuation.
-const ENVELOPE: usize = 192;
+/// Room for an event as most are.
+const USUAL: usize = 512;
 const CONTENT_TYPE: &str = "datacontenttype";
 const DATA: &str = "data";
 

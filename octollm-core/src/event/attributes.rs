@@ -7,6 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Number, Value};
 
+use super::json::{needs_escapes, rfc3339};
 use super::{Attributes, Channel, Event, invalid, optional, required};
 use crate::error::InvalidValue;
 use crate::id;
@@ -63,11 +64,16 @@ impl Event {
     /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
     /// It does not depend on the encoding.
     pub fn size(&self) -> usize {
+        self.size_with(json_len(&self.0.data))
+    }
+
+    /// The same for data of which the length is known.
+    pub(super) fn size_with(&self, data: usize) -> usize {
         let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
         let optional =
             [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
         let texts: usize = optional.into_iter().flatten().map(String::len).sum();
-        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
+        channel.as_str().len() + id.len() + source.len() + texts + data
     }
 
     /// Returns the attributes as texts under their names in the native form, without the data. An encoding writes these.
@@ -146,7 +152,7 @@ impl<'a> NativeEvent<'a> {
         let domain = event.channel().domain();
         Self {
             event_type: Cow::Borrowed(event.event_type()),
-            timestamp: Cow::Owned(event.timestamp().to_string()),
+            timestamp: Cow::Owned(rfc3339(event.timestamp(), &mut [0; 30]).into_owned()),
             source: Cow::Borrowed(event.source()),
             data: Cow::Borrowed(event.data()),
             id: Some(Cow::Borrowed(event.id())),
@@ -156,7 +162,7 @@ impl<'a> NativeEvent<'a> {
             causation_id: event.causation_id().map(Cow::Borrowed),
             traceparent: event.traceparent().map(Cow::Borrowed),
             partition_key: event.partition_key().map(Cow::Borrowed),
-            expires_at: event.expires_at().map(|at| Cow::Owned(at.to_string())),
+            expires_at: event.expires_at().map(|at| Cow::Owned(rfc3339(at, &mut [0; 30]).into_owned())),
             domain: Some(domain).filter(|domain| *domain != Channel::DEFAULT_DOMAIN).map(Cow::Borrowed),
         }
     }
@@ -176,7 +182,7 @@ impl<'a> NativeEvent<'a> {
             timestamp: timestamp("timestamp", &self.timestamp)?,
             id: match self.id {
                 Some(id) => required("id", id.into_owned())?,
-                None => id::ordered_uuid().to_string(),
+                None => id::ordered_uuid_text(jiff::Timestamp::now()),
             },
             expires_at: self.expires_at.map(|at| timestamp("expires_at", &at)).transpose()?,
             data: self.data.into_owned(),
@@ -232,6 +238,9 @@ fn number_len(number: &Number) -> usize {
 }
 
 fn text_len(text: &str) -> usize {
+    if !needs_escapes(text.as_bytes()) {
+        return 2 + text.len();
+    }
     2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
 }
 

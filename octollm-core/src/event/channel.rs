@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::InvalidValue;
 
+const MAX_SEGMENT: usize = 64;
+/// A channel, and its type without the domain: five segments and three separators.
+const MAX_TEXT: usize = 5 * MAX_SEGMENT + 3;
+
 /// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and
 /// `-`.
 ///
@@ -45,18 +49,24 @@ impl Channel {
         for (index, segment) in [domain, entity, action].into_iter().enumerate() {
             check_segment("channel", index + 1, segment)?;
         }
-        let channel_end = domain.len() + entity.len() + action.len() + 2;
-        let mut text = String::with_capacity(2 * channel_end);
+        Ok(Self::of_segments(domain, entity, action))
+    }
+
+    /// Joins segments that are valid.
+    fn of_segments(domain: &str, entity: &str, action: &str) -> Self {
+        let mut text = [0; MAX_TEXT];
+        let mut end = 0;
         for part in [domain, ":", entity, ":", action, entity, ".", action] {
-            text.push_str(part);
+            text[end..end + part.len()].copy_from_slice(part.as_bytes());
+            end += part.len();
         }
-        Ok(Self {
-            text: text.into(),
-            // Three segments of at most 64 and two colons are at most 194 bytes.
+        Self {
+            // Every byte is ASCII.
+            text: std::str::from_utf8(&text[..end]).unwrap_or_default().into(),
             domain_end: domain.len() as u8,
             entity_end: (domain.len() + 1 + entity.len()) as u8,
-            channel_end: channel_end as u8,
-        })
+            channel_end: (domain.len() + entity.len() + action.len() + 2) as u8,
+        }
     }
 
     /// Returns the channel of an event type `<entity>.<action>` in the domain `events`.
@@ -68,7 +78,7 @@ impl Channel {
         // Checked here, so that positions in errors are those of the type.
         check_segment("event type", 1, entity)?;
         check_segment("event type", 2, action)?;
-        Self::new(Self::DEFAULT_DOMAIN, entity, action)
+        Ok(Self::of_segments(Self::DEFAULT_DOMAIN, entity, action))
     }
 
     /// Returns the channel with the same entity and action in another domain.
@@ -342,13 +352,22 @@ fn split<'a, const N: usize>(
     Err(InvalidValue::new(kind).because(format!("{N} segments are needed, but there are {found}")))
 }
 
-/// Requires `[a-z0-9_-]{1,64}`.
+/// Whether a text is `[a-z0-9_-]{1,64}`.
+fn is_segment(text: &str) -> bool {
+    let allowed = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+    (1..=MAX_SEGMENT).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// Requires a segment, or else says what is wrong.
 fn check_segment(kind: &'static str, position: usize, segment: &str) -> Result<(), InvalidValue> {
+    if is_segment(segment) {
+        return Ok(());
+    }
     let invalid = |reason| Err(InvalidValue::new(kind).because(format!("segment {position} {reason}")));
     if segment.is_empty() {
         return invalid("is empty".to_owned());
     }
-    if segment.len() > 64 {
+    if segment.len() > MAX_SEGMENT {
         return invalid(format!("has {} bytes, and may have 64", segment.len()));
     }
     let allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');

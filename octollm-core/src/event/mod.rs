@@ -20,6 +20,7 @@
 
 mod attributes;
 mod channel;
+mod json;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -82,10 +83,11 @@ impl Event {
         source: impl Into<String>,
         data: impl Into<Value>,
     ) -> Result<Self, InvalidValue> {
+        let timestamp = Timestamp::now();
         Ok(Self(Arc::new(Attributes {
             channel,
-            id: id::ordered_uuid().to_string(),
-            timestamp: Timestamp::now(),
+            id: id::ordered_uuid_text(timestamp),
+            timestamp,
             source: required("source", source.into())?,
             data: data.into(),
             subject: None,

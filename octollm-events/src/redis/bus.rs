@@ -11,7 +11,7 @@ use octollm_core::{
 use tokio::sync::watch;
 
 use super::{
-    command::{self, Command},
+    command::Command,
     commands::{Commands, batches},
     connection::Settings,
     error::RedisError,
@@ -121,16 +121,20 @@ impl RedisBus {
         self.0.closed.send_replace(true);
     }
 
-    /// Checks an event, and encodes it.
-    fn payload(&self, event: &Event) -> Result<Vec<u8>, BusError> {
+    /// Checks an event, and makes the command that publishes it.
+    fn command(&self, event: &Event) -> Result<Command, BusError> {
         if *self.0.closed.borrow() {
             return Err(BusError::Closed);
         }
-        let (size, limit) = (event.size(), self.0.max_event_bytes);
+        let (payload, size) = self.0.encoding.write(event).map_err(RedisError::failed)?;
+        let limit = self.0.max_event_bytes;
         if size > limit {
             return Err(BusError::TooLarge { size, limit });
         }
-        self.0.encoding.write(event, size).map_err(|error| RedisError::failed(error).into())
+        let channel = event.channel().as_str();
+        let mut command = Command::with_capacity("PUBLISH", channel.len() + payload.len() + 32);
+        command.arg(channel).arg(payload);
+        Ok(command)
     }
 }
 
@@ -178,10 +182,11 @@ impl RedisBusBuilder {
 #[async_trait]
 impl EventBus for RedisBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
-        let payload = self.payload(&event)?;
-        let words = [b"PUBLISH", event.channel().as_str().as_bytes(), &payload];
+        let command = self.command(&event)?;
+        // Its memory is used again by the next event, while this one waits.
+        drop(event);
         // The reply is the number of subscribers of one server.
-        self.0.commands.send(|out| command::write(&words, out)).await?;
+        self.0.commands.execute(&command).await?;
         Ok(())
     }
 
@@ -204,14 +209,8 @@ impl EventBus for RedisBus {
         let mut results = Vec::with_capacity(events.len());
         for batch in batches(&events) {
             let mut commands = Vec::with_capacity(batch.len());
-            let publish = |event: &Event| {
-                let payload = self.payload(event)?;
-                let mut command = Command::with_capacity("PUBLISH", payload.len() + 256);
-                command.arg(event.channel().as_str()).arg(payload);
-                commands.push(command);
-                Ok(())
-            };
-            let encoded: Vec<Result<(), BusError>> = batch.iter().map(publish).collect();
+            let add = |event: &Event| self.command(event).map(|command| commands.push(command));
+            let encoded: Vec<_> = batch.iter().map(add).collect();
             let mut answers = self.0.commands.execute_each(&commands).await.into_iter();
             let missing = || Err(RedisError::failed("an answer is missing"));
             let mut next = || answers.next().unwrap_or_else(missing).map_err(BusError::from);

@@ -42,14 +42,6 @@ impl Command {
     }
 }
 
-/// Appends a command of these words.
-pub(super) fn write(words: &[&[u8]], out: &mut Vec<u8>) {
-    head(out, b'*', words.len());
-    for word in words {
-        bulk(out, word);
-    }
-}
-
 fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
     head(out, b'$', bytes.len());
     out.extend_from_slice(bytes);

@@ -199,8 +199,8 @@ impl RedisStreamBus {
         &self.0.shared
     }
 
-    /// Checks an event, and appends its fields.
-    fn append(&self, event: &Event, mut add: impl FnMut(&[u8])) -> Result<(), BusError> {
+    /// Checks an event. Returns its size.
+    fn check(&self, event: &Event) -> Result<usize, BusError> {
         if *self.shared().closed.borrow() {
             return Err(BusError::Closed);
         }
@@ -208,6 +208,11 @@ impl RedisStreamBus {
         if size > limit {
             return Err(BusError::TooLarge { size, limit });
         }
+        Ok(size)
+    }
+
+    /// Appends the fields of an event.
+    fn append(&self, event: &Event, mut add: impl FnMut(&[u8])) -> Result<(), BusError> {
         let add = |name: &'static str, value: &[u8]| {
             add(name.as_bytes());
             add(value);
@@ -217,7 +222,7 @@ impl RedisStreamBus {
 
     /// The command that publishes an event.
     fn add_command(&self, event: &Event) -> Result<Command, BusError> {
-        let mut command = Command::with_capacity("XADD", event.size() + ADDED_BYTES);
+        let mut command = Command::with_capacity("XADD", self.check(event)? + ADDED_BYTES);
         command.arg(self.shared().keys.log()).arg("*");
         self.append(event, |word| {
             command.arg(word);
@@ -236,6 +241,8 @@ impl fmt::Debug for RedisStreamBus {
 impl EventBus for RedisStreamBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
         let command = self.add_command(&event)?;
+        // Its memory is used again by the next event, while this one waits.
+        drop(event);
         self.shared().commands.execute(&command).await?;
         Ok(())
     }
@@ -275,6 +282,7 @@ impl DelayBus for RedisStreamBus {
     async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
         let mut call = of_delayed(&DELAY_SCRIPT, &self.shared().keys);
         call.arg(event.id()).number(millis(delay)).number(self.0.delayed);
+        self.check(&event)?;
         self.append(&event, |word| {
             call.arg(word);
         })?;

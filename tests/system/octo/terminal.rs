@@ -3,29 +3,63 @@
 use std::{fs::File, io::Read, process::Stdio};
 
 use nix::pty::{Winsize, openpty};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+    time::timeout,
+};
 
-use super::world::World;
+use super::world::{LONG, World};
+
+/// The program on a terminal of so many columns, and what it has written there.
+struct Terminal {
+    child: Child,
+    written: watch::Receiver<String>,
+}
+
+impl Terminal {
+    fn start(mut command: Command, columns: u16) -> Self {
+        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let terminal = openpty(&size, None).unwrap();
+        let end = || Stdio::from(terminal.slave.try_clone().unwrap());
+        command.stdout(end()).stderr(end());
+        let child = command.spawn().unwrap();
+        drop((command, terminal.slave));
+        let mut master = File::from(terminal.master);
+        let (writing, written) = watch::channel(String::new());
+        tokio::task::spawn_blocking(move || {
+            let (mut read, mut piece) = (Vec::new(), [0; 4096]);
+            // The other end is closed: an error on Linux, and the end of the file elsewhere.
+            while let Ok(bytes @ 1..) = master.read(&mut piece) {
+                read.extend_from_slice(&piece[..bytes]);
+                writing.send_replace(String::from_utf8_lossy(&read).into_owned());
+            }
+        });
+        Self { child, written }
+    }
+
+    /// Waits until it has written this text.
+    async fn writes(&mut self, text: &str) {
+        let writing = self.written.wait_for(|written| written.contains(text));
+        let is_written = timeout(LONG, writing).await.is_ok_and(|waited| waited.is_ok());
+        assert!(is_written, "{text:?} is not in {:?}", *self.written.borrow());
+    }
+
+    /// What it has written at its end.
+    async fn ends(mut self) -> String {
+        let ended = timeout(LONG, self.child.wait()).await.expect("it ends").unwrap();
+        while self.written.changed().await.is_ok() {}
+        let written = self.written.borrow().clone();
+        assert!(ended.success(), "{written}");
+        written
+    }
+}
 
 /// What the program writes on a terminal, with these variables.
 async fn on_terminal(world: &World, arguments: &[&str], variables: &[(&str, &str)]) -> String {
-    let size = Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
-    let terminal = openpty(&size, None).unwrap();
-    let end = || Stdio::from(terminal.slave.try_clone().unwrap());
     let mut command = world.octo(arguments);
-    command.env("TERM", "xterm").envs(variables.iter().copied()).stdout(end()).stderr(end());
-    let mut child = command.spawn().unwrap();
-    drop((command, terminal.slave));
-    let mut master = File::from(terminal.master);
-    let reading = tokio::task::spawn_blocking(move || {
-        let (mut read, mut piece) = (Vec::new(), [0; 4096]);
-        // The other end is closed: an error on Linux, and the end of the file elsewhere.
-        while let Ok(bytes @ 1..) = master.read(&mut piece) {
-            read.extend_from_slice(&piece[..bytes]);
-        }
-        String::from_utf8(read).unwrap()
-    });
-    assert!(child.wait().await.unwrap().success());
-    reading.await.unwrap()
+    command.env("TERM", "xterm").envs(variables.iter().copied());
+    Terminal::start(command, 100).ends().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,4 +84,22 @@ async fn color_and_a_bar_are_for_terminals_that_want_them() {
     assert!(!json.contains('\u{1b}'), "{json:?}");
     let piped = world.run(&["submit", "a crab"]).await;
     assert!(!piped.out.contains('\u{1b}') && !piped.err.contains('\u{1b}'), "{piped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_runs_again_begins_its_output_anew() {
+    let mut world = World::start().await;
+    let mut command = world.octo(&["submit", "story.tell", r#"{"about":"gate"}"#]);
+    command.env("TERM", "dumb");
+    let mut terminal = Terminal::start(command, 100);
+    terminal.writes("Once ").await;
+    world.stop().await;
+    terminal.writes("trying again for 60 s").await;
+    world.start_again().await;
+    world.open_gate();
+    let text = terminal.ends().await;
+    let notes = "the task runs again: its output begins anew\r\n";
+    let (before, after) = text.split_once(notes).unwrap_or_else(|| panic!("{text:?}"));
+    assert!(before.ends_with("\r\n") && before.matches("Once ").count() == 1, "{text:?}");
+    assert!(after.ends_with("Once gate\r\n") && after.matches("Once ").count() == 1, "{text:?}");
 }

@@ -104,7 +104,7 @@ impl Orchestrator for Ready {
         Ok(TaskUpdates::new(updates.chain(stream::pending())))
     }
 
-    async fn cards(&self) -> Result<Vec<ArmCard>, Failure> {
+    async fn cards(&self) -> std::result::Result<Vec<ArmCard>, Failure> {
         Ok(Vec::new())
     }
 }

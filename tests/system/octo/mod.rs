@@ -14,7 +14,10 @@ use octollm::{
     prelude::*,
 };
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, process::Child};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::Child,
+};
 
 use self::world::{World, ended, octo_at, ran, read_until, task_in};
 
@@ -151,6 +154,10 @@ async fn every_exit_code_is_the_one_that_help_lists() {
         (&["submit", "story.tell", "{"], 2, "usage"),
         (&["watch", "no-id"], 2, "usage"),
         (&["events", "nonsense"], 2, "usage"),
+        (&["events", "--count", "0"], 2, "usage"),
+        (&["list", "--limit", "0"], 2, "usage"),
+        (&["call", "story.tell", "{}", "--within", "0"], 2, "usage"),
+        (&["submit", "a crab", "--run-in", "-1"], 2, "usage"),
         (&["--token-file", "/nowhere", "list"], 2, "usage"),
         (&["--url", "nonsense", "list"], 2, "usage"),
         // A token is not sent in cleartext to another machine.
@@ -164,13 +171,14 @@ async fn every_exit_code_is_the_one_that_help_lists() {
         (&["rerun", unknown], 5, "task_not_found"),
         (&["submit", "story.sing", "{}"], 5, "contract_not_offered"),
         (&["call", "story.sing", "{}"], 5, "contract_not_offered"),
+        (&["call", "story.tell", r#"{"about":"gate"}"#, "--within", "0.2"], 3, "deadline_exceeded"),
         (&["call", "story.tell", r#"{"about":"failure"}"#], 1, "arm_failed"),
     ] {
         let done = world.run(&[&["--json"], arguments].concat()).await;
         let problem = done.problem();
         assert_eq!(done.code, Some(code), "{arguments:?} {done:?}");
         assert_eq!((&problem["code"], &problem["exit"]), (&json!(kind), &json!(code)), "{arguments:?}");
-        assert_eq!(done.out, "", "{arguments:?}");
+        assert!(done.out.is_empty() || kind == "deadline_exceeded", "{done:?}");
         let words = world.run(arguments).await;
         // A story fails once.
         assert!(words.code == Some(code) || code == 1, "{arguments:?} {words:?}");
@@ -202,6 +210,9 @@ async fn what_cannot_be_used_is_named_as_it_was_given() {
         }
         let refused = ran(octo_at("nonsense", command)).await;
         assert!(refused.err.starts_with("octo: --url has no scheme"), "{refused:?}");
+        let exposed = ran(octo_at("http://192.0.2.1", &[command, &["--token", "x"]].concat())).await;
+        assert!(exposed.err.starts_with("octo: --url is on another machine, "), "{exposed:?}");
+        assert!(exposed.err.contains("set --cleartext\n") && !exposed.err.contains('`'), "{exposed:?}");
     }
 }
 
@@ -260,6 +271,49 @@ async fn ctrl_c_says_how_to_go_on_or_cancels() {
         assert!(says.iter().any(|says| ran.err.ends_with(says)), "{ran:?}");
         let listed = world.run(&["list", "--json", "--limit", "1"]).await.lines();
         assert_eq!((&listed[0]["task_id"], &listed[0]["status"]), (&json!(id), &json!(status)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_json_ctrl_c_says_after_which_update() {
+    let world = World::start().await;
+    let mut child = world.octo(&["--json", "submit", "story.tell", r#"{"about":"gate"}"#]).spawn().unwrap();
+    let begun = read_until(child.stdout.as_mut().unwrap(), "\"data\":\"Once \"}\n").await;
+    interrupt(&child);
+    let problem = ended(child).await.problem();
+    assert_eq!(
+        (&problem["code"], &problem["after"]),
+        (&json!("interrupted"), &json!(3)),
+        "{begun} {problem}"
+    );
+    assert_eq!(problem["task_id"], task_in(&begun));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_every_command_at_a_server_that_is_silent() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let id = "task_0000000000000000";
+    for (command, says) in [
+        (&["list"][..], "interrupted\n"),
+        (&["arms"], "interrupted\n"),
+        (&["events"], "interrupted\n"),
+        (&["call", "story.tell", "{}"], "interrupted\n"),
+        (&["watch", id], &format!("octo watch {id}\n")),
+        (&["rerun", id], "interrupted\n"),
+        (&["cancel", id], "the server may do it all the same\n"),
+        (&["submit", "a crab"], "the task may have been submitted\n"),
+    ] {
+        let child = octo_at(&url, command).spawn().unwrap();
+        let (mut asked, _) = silent.accept().await.unwrap();
+        asked.read_u8().await.unwrap();
+        interrupt(&child);
+        let ended = ended(child).await;
+        assert_eq!((ended.code, ended.out.as_str()), (Some(130), ""), "{command:?} {ended:?}");
+        assert!(
+            ended.err.starts_with("octo: interrupted") && ended.err.contains(says),
+            "{command:?} {ended:?}"
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::world::{LONG, World};
+use super::world::{LONG, World, task_in};
 
 /// The program on a terminal of so many columns, and what it has written there.
 struct Terminal {
@@ -72,10 +72,6 @@ async fn color_and_a_bar_are_for_terminals_that_want_them() {
     assert!(done.ends_with("Once an octopus\r\n"), "{done:?}");
     let listed = on_terminal(&world, &["list"], &[]).await;
     assert!(listed.contains("\u{1b}[32mcompleted "), "{listed:?}");
-    let long = format!("a crab with {} legs", "very ".repeat(20));
-    world.run(&["submit", "-q", &long]).await;
-    let listed = on_terminal(&world, &["list", "--limit", "1"], &[("NO_COLOR", "1")]).await;
-    assert_eq!((listed.trim_end().len(), listed.lines().count()), (100, 1), "cut at the edge: {listed:?}");
     for (variable, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
         let listed = on_terminal(&world, &["list"], &[(variable, value)]).await;
         assert!(!listed.contains('\u{1b}') && listed.contains("completed "), "{listed:?}");
@@ -102,4 +98,37 @@ async fn a_task_that_runs_again_begins_its_output_anew() {
     let (before, after) = text.split_once(notes).unwrap_or_else(|| panic!("{text:?}"));
     assert!(before.ends_with("\r\n") && before.matches("Once ").count() == 1, "{text:?}");
     assert!(after.ends_with("Once gate\r\n") && after.matches("Once ").count() == 1, "{text:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_end_at_the_edge_of_the_terminal() {
+    let world = World::start().await;
+    let long = format!("a crab with {} legs", "very ".repeat(20));
+    let id = task_in(&world.run(&["submit", &long]).await.err);
+    for columns in [100, 60, 30] {
+        for command in [&["list", "--limit", "1"][..], &["watch", &id]] {
+            let mut octo = world.octo(command);
+            octo.env("TERM", "dumb");
+            let written = Terminal::start(octo, columns).ends().await;
+            let first = written.lines().next().unwrap();
+            assert_eq!(first.chars().count(), usize::from(columns), "{written:?}");
+            assert!(first.starts_with(&id) && first.ends_with('…'), "{written:?}");
+            assert!(
+                columns < 100 || first.contains("task.run"),
+                "the goal is the first that is lost: {written:?}"
+            );
+        }
+    }
+    // Two columns each.
+    world.run(&["submit", "-q", &"蟹".repeat(50)]).await;
+    for columns in [100, 60, 30] {
+        let mut octo = world.octo(&["list", "--limit", "1"]);
+        octo.env("TERM", "dumb");
+        let written = Terminal::start(octo, columns).ends().await;
+        let wide = written.matches('蟹').count();
+        assert!(written.trim_end().chars().count() + wide <= usize::from(columns), "{written:?}");
+        assert!(columns < 100 || wide > 5, "{written:?}");
+    }
+    let whole = world.run(&["list", "--limit", "4"]).await;
+    assert!(whole.out.contains(&long) && !whole.out.contains('…'), "{whole:?}");
 }

@@ -85,13 +85,15 @@ async fn ctrl_c_ends_it_with_all_of_its_parts_and_files() {
     // What the guide shows.
     let story = ran(octo_at(&reflex, &["submit", "--json", "story.write", r#"{"about":"a crab"}"#])).await;
     assert_eq!(story.code, Some(0), "{story:?}");
-    let output = &story.lines().last().unwrap()["result"]["output"];
+    let lines = story.lines();
+    let output = &lines.last().unwrap()["result"]["output"];
     assert!(output.as_str().unwrap().starts_with("Once upon a time there was a crab. "), "{story:?}");
     let graded =
         ran(octo_at(&reflex, &["call", "story.review", r#"{"story":"Once there was a crab."}"#])).await;
     assert_eq!(graded.out, "{\n  \"stars\": 3,\n  \"words\": 5\n}\n", "{graded:?}");
     // The figures of a page are of its process, and brains run the tasks.
-    let brains = addresses(&begun)[6..8].iter().map(|brain| format!("dashboard   http://{brain}/dashboard"));
+    let parts = addresses(&begun);
+    let brains = parts[6..8].iter().map(|brain| format!("dashboard   http://{brain}/dashboard"));
     let pages: Vec<_> = begun.lines().filter(|line| line.starts_with("dashboard ")).collect();
     assert_eq!(pages, brains.collect::<Vec<_>>());
     let arms = ran(octo_at(&reflex, &["arms", "--json"])).await.lines();

@@ -75,7 +75,7 @@ struct Options {
 /// A URL at which a model can be asked.
 fn model_url(url: &str) -> std::result::Result<String, String> {
     Model::new(url, String::new()).map(|_| url.to_owned()).map_err(|error| {
-        let named = if error.setting() == "bearer" { "OPENAI_API_KEY" } else { "it" };
+        let named = if error.setting() == "url" { "it" } else { "OPENAI_API_KEY" };
         let problem = error.to_string().replacen(&format!("`{}`", error.setting()), named, 1);
         // There is no option to send the key in cleartext.
         problem.split(", or, if").next().unwrap_or_default().to_owned()

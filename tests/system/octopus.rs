@@ -279,7 +279,7 @@ async fn a_model_that_cannot_be_asked_is_an_error_of_usage() {
     for (url, key, says) in [
         ("nonsense", "", "it has no scheme"),
         ("http://192.0.2.1", "sk-test", "it is on another machine"),
-        ("http://127.0.0.1:1", "two\nlines", "OPENAI_API_KEY has characters"),
+        ("http://127.0.0.1:1", "two\nlines", "OPENAI_API_KEY has a malformed value"),
     ] {
         let mut command = octopus(&["--llm", url]);
         if !key.is_empty() {

@@ -141,7 +141,7 @@ fn a_message_repeats_at_most_100_characters_of_the_input() {
     let tricky = format!(r#"{{"type":"some","number":"`, expected \" {}"}}"#, "x".repeat(200));
     assert_eq!(
         tagged(tricky),
-        format!("number: invalid type: string \"`, expected \\\" {}…\", expected u8", "x".repeat(85))
+        format!("invalid type: string \"`, expected \\\" {}…\", expected u8", "x".repeat(85))
     );
     let twice = format!(r#"{{"{long}":1,"{long}":1}}"#);
     let refused = read_input::<HashMap<String, u8>>(twice.as_bytes()).unwrap_err();

@@ -486,12 +486,22 @@ async fn server() -> Result<()> {
     Ok(())
 }
 
+/// The text at the top of this file.
+fn usage() -> String {
+    let lines = include_str!("bench_ws.rs").lines().map_while(|line| line.strip_prefix("//!"));
+    lines.map(|line| format!("{}\n", line.trim_start())).collect()
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let number = |at: usize, default: usize| match arguments.get(at) {
         Some(text) => text.parse(),
         None => Ok(default),
     };
+    if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        print!("{}", usage());
+        return Ok(());
+    }
     if arguments.first().is_some_and(|first| first == "sockets") {
         return runtime()?.block_on(sockets(number(1, 1_000)?, number(2, 100)?));
     }

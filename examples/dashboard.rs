@@ -126,11 +126,11 @@ impl Arm<TaskRequest> for Desk {
         let found = cx.call_all(wanted).await?;
         cx.progress(45, "writing");
         let sources = found.iter().map(Vec::len).sum();
-        let mut words = cx.stream(WriteText { about: goal, sources }).named("write");
-        while let Some(word) = words.next().await {
+        let mut written = cx.stream(WriteText { about: goal, sources }).named("write");
+        while let Some(word) = written.next().await {
             cx.chunk::<WriteText>(&word).await;
         }
-        let text = words.output().await?;
+        let text = written.output().await?;
         cx.phase(Phase::Validation);
         cx.progress(85, "judging the answer");
         let verdict = cx.call(JudgeText { text: text.clone() }).named("judge").await?;
@@ -177,27 +177,39 @@ async fn load(brain: Brain) {
     }
 }
 
+/// The text at the top of this file.
+fn usage() -> String {
+    let lines = include_str!("dashboard.rs").lines().map_while(|line| line.strip_prefix("//!"));
+    lines.map(|line| format!("{}\n", line.trim_start())).collect()
+}
+
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
     tracing_subscriber::fmt::init(); // the environment variable RUST_LOG selects what is logged
     let (mut address, mut key, mut is_quiet) = ("127.0.0.1:0".to_owned(), None, false);
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--listen" => address = words.next().ok_or("--listen needs an address")?,
-            "--key" => key = Some(SigningKey::from_file_or_new(words.next().ok_or("--key needs a file")?)?),
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--listen" => address = arguments.next().ok_or("--listen needs an address")?,
+            "--key" => {
+                key = Some(SigningKey::from_file_or_new(arguments.next().ok_or("--key needs a file")?)?);
+            }
             "--quiet" => is_quiet = true,
+            "--help" | "-h" => {
+                print!("{}", usage());
+                return Ok(());
+            }
             _ => return Err("usage: dashboard [--listen ADDRESS] [--key FILE] [--quiet]".into()),
         }
     }
 
     let mut arms = Arms::builder();
-    for (id, name, server) in [
+    for (id, description, server) in [
         ("retriever", "Finds sources.", Server::new("retriever").arm(Retriever::default()).cost_tier(1)),
         ("writer", "Writes answers, word by word.", Server::new("writer").arm(Writer).cost_tier(4)),
         ("judge", "Judges answers.", Server::new("judge").arm(Judge).cost_tier(2)),
     ] {
-        let server = server.description(name).version("1.0.0").bind("127.0.0.1:0").await?;
+        let server = server.description(description).version("1.0.0").bind("127.0.0.1:0").await?;
         arms = arms.endpoint(id, server.url());
         tokio::spawn(server.run());
     }

@@ -195,13 +195,23 @@ def check_tasks(browser, server, proxy):
     assert server.status(page.run("location.hash.split('/')[2]")) == "cancelled"
     page.holds("!document.querySelector('#detail .danger')", "it can be cancelled no more")
 
-    page.run(f"location.hash = '#/tasks/{server.submit('fail: ' + HTML)}'")
+    failed = server.submit("fail: " + HTML)
+    page.run(f"location.hash = '#/tasks/{failed}'")
     page.until("document.querySelector('#detail .pill.failed')", "it fails")
     page.until("document.querySelector('.call.failed')", "its failed call is listed")
     shown = page.run("document.getElementById('detail').innerText")
     for words in (HTML, "contradicts its second source", "step judge"):
         assert words in shown, f"{words} is not in {shown}"
     page.holds(f"document.querySelector('#tasks').innerText.includes({json.dumps(HTML)})", "markup is text in the list")
+    turned = server.submit("fail: ab\u202edc\u2066\u001b")
+    page.until(page.row(turned), "a task with a text that turns around is listed")
+    page.run(f"location.hash = '#/tasks/{turned}'")
+    page.until("document.querySelector('#detail .pill.failed') && document.querySelector('#detail .stream')?.textContent.includes('ab')", "it fails")
+    page.holds(f"{page.row(turned)}.querySelector('.goal').textContent === 'fail: ab\\\\u{{202e}}dc\\\\u{{2066}}\\\\u{{1b}}'", "what turns a text around is an escape")
+    page.holds("!/[\\u001b\\u202e\\u2066]/.test(document.documentElement.outerHTML)", "it is nowhere in the page")
+    page.holds("[...document.querySelectorAll('#tasks .goal, #goal, #detail .stream, #detail .error')].every((one) => getComputedStyle(one).unicodeBidi === 'isolate')", "texts are isolated")
+    page.run(f"location.hash = '#/tasks/{failed}'")
+    page.until("document.querySelector('#detail .pill.failed')", "the one before is displayed again")
     page.run("document.querySelector('#detail .actions .main').click()")
     page.until("document.querySelector('[data-value=attempt]').textContent === '2'", "it is run again")
     page.until("document.querySelector('#detail .pill.failed')", "it fails again")

@@ -1,6 +1,6 @@
 //! The arguments, and where the token comes from.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use http::HeaderValue;
@@ -125,9 +125,9 @@ pub(crate) enum Command {
         contract: ContractRef,
         /// Input as JSON; `-` reads the standard input
         input: String,
-        /// Time limit, by default that of the contract
-        #[arg(long, value_name = "SECONDS")]
-        within: Option<u32>,
+        /// Time limit, such as `0.5`; by default that of the contract
+        #[arg(long, value_name = "SECONDS", value_parser = time_limit)]
+        within: Option<Duration>,
     },
     /// Print the events of the bus of the orchestrator until Ctrl-C
     Events {
@@ -135,7 +135,7 @@ pub(crate) enum Command {
         #[arg(default_value = "events:*:*")]
         pattern: Pattern,
         /// End after so many events
-        #[arg(long, value_name = "EVENTS")]
+        #[arg(long, value_name = "EVENTS", value_parser = one_or_more)]
         count: Option<usize>,
     },
 }
@@ -157,9 +157,9 @@ pub(crate) struct Submit {
     /// Attempts of the whole task
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) attempts: u32,
-    /// Start the task after so many seconds
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) run_in: Option<u32>,
+    /// Start the task after so many seconds, such as `0.5`
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) run_in: Option<Duration>,
     /// Budget of tokens
     #[arg(long, value_name = "TOKENS")]
     pub(crate) max_tokens: Option<u64>,
@@ -177,7 +177,7 @@ pub(crate) struct List {
     #[arg(long)]
     pub(crate) status: Option<TaskStatus>,
     /// At most so many tasks
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = one_or_more)]
     pub(crate) limit: usize,
     /// Only tasks that are older than this one
     #[arg(long, value_name = "ID")]
@@ -201,4 +201,22 @@ impl From<Urgency> for Priority {
             Urgency::Critical => Self::Critical,
         }
     }
+}
+
+fn one_or_more(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "it is a number from 1 on".to_owned())
+}
+
+fn time_limit(text: &str) -> Result<Duration, String> {
+    seconds(text)
+        .ok()
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| "it is a number of seconds above 0".to_owned())
+}
+
+/// At most 100 years, so that the end of the time is one that a clock can show.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| time.as_secs() < 100 * 365 * 86_400)
+        .ok_or_else(|| "it is a number of seconds from 0 on".to_owned())
 }

@@ -87,6 +87,14 @@ impl Exit {
         self
     }
 
+    /// Adds the number of the last update that has arrived.
+    pub(crate) fn after(mut self, seq: Option<u64>) -> Self {
+        if let Some(seq) = seq {
+            self.add("after", seq.into());
+        }
+        self
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -168,13 +176,17 @@ impl From<CallError> for Exit {
 }
 
 impl From<ConfigError> for Exit {
+    /// The options have other names than the settings of the library that they are.
     fn from(error: ConfigError) -> Self {
-        let (setting, message) = (error.setting(), error.to_string());
-        match setting {
-            "orchestrator" | "url" => {
+        let message = error.to_string().replace("set `cleartext()`", "set --cleartext");
+        // What a library sets in the environment of its program is none of octo.
+        let message = message.split(", in the environment").next().unwrap_or_default();
+        match error.setting() {
+            setting @ ("orchestrator" | "url") => {
                 let message = message.replacen(&format!("`{setting}`"), "--url", 1);
                 Self::usage(message).hint("see --url and --cleartext")
             }
+            setting @ "bearer" => Self::usage(message.replacen(&format!("`{setting}`"), "the token", 1)),
             _ => Self::usage(message),
         }
     }

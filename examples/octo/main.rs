@@ -13,19 +13,22 @@
 mod args;
 mod exit;
 mod print;
+mod screen;
 mod tasks;
 mod arms;
+mod events;
 
-use std::{env, process::ExitCode, sync::Arc, time::Duration};
+use std::{cell::Cell, env, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
-use octollm::{Context, http::OrchestratorClient};
+use octollm::{Context, http::OrchestratorClient, id::TaskId, orchestrator::Orchestrator};
 use tokio::sync::Notify;
 
 use crate::{
     args::{Args, Command, Common},
     exit::{Code, Exit},
     print::{Printer, plain},
+    tasks::watch_again,
 };
 
 /// What the commands share.
@@ -34,8 +37,27 @@ struct Octo {
     client: OrchestratorClient,
     cx: Context,
     print: Printer,
-    /// The first Ctrl-C.
-    interrupt: Arc<Notify>,
+    /// What a Ctrl-C would interrupt.
+    step: Cell<Step>,
+}
+
+/// What a command does, as far as it matters where that is interrupted.
+#[derive(Default)]
+enum Step {
+    /// Reads, and changes nothing.
+    #[default]
+    Read,
+    /// Submits a task that has no id yet.
+    Submit,
+    /// Cancels a task, or runs it again.
+    Change(TaskId),
+    Call,
+    /// Follows a task. `after` is the last update.
+    Follow {
+        id: TaskId,
+        after: Option<u64>,
+        cancels: bool,
+    },
 }
 
 #[tokio::main]
@@ -82,18 +104,51 @@ async fn run(args: Args, print: Printer) -> Result<(), Exit> {
     if common.cleartext {
         client = client.cleartext();
     }
-    let octo = Octo { client: client.build()?, cx: Context::detached(), common, print, interrupt };
-    match command {
-        Command::Submit(submit) => octo.submit(submit).await,
-        Command::Watch { id, after, cancel_on_interrupt } => {
-            octo.watch(&id, after, cancel_on_interrupt).await
+    let octo =
+        Octo { client: client.build()?, cx: Context::detached(), common, print, step: Cell::default() };
+    tokio::select! {
+        ended = octo.run(command) => ended,
+        () = interrupt.notified() => Err(octo.interrupted().await),
+    }
+}
+
+impl Octo {
+    async fn run(&self, command: Command) -> Result<(), Exit> {
+        match command {
+            Command::Submit(submit) => self.submit(submit).await,
+            Command::Watch { id, after, cancel_on_interrupt } => {
+                self.watch(&id, after, cancel_on_interrupt).await
+            }
+            Command::List(list) => self.list(list).await,
+            Command::Cancel { id } => self.cancel(&id).await,
+            Command::Rerun { id, from, detach } => self.rerun(&id, from.as_deref(), detach).await,
+            Command::Arms => self.arms().await,
+            Command::Call { contract, input, within } => self.call(&contract, &input, within).await,
+            Command::Events { pattern, count } => self.events(&pattern, count).await,
         }
-        Command::List(list) => octo.list(list).await,
-        Command::Cancel { id } => octo.cancel(&id).await,
-        Command::Rerun { id, from, detach } => octo.rerun(&id, from.as_deref(), detach).await,
-        Command::Arms => octo.arms().await,
-        Command::Call { contract, input, within } => octo.call(&contract, &input, within).await,
-        Command::Events { pattern, count } => octo.events(&pattern, count).await,
+    }
+
+    /// What the first Ctrl-C means for the command that it has ended.
+    async fn interrupted(&self) -> Exit {
+        match self.step.take() {
+            Step::Read => Exit::interrupted("interrupted"),
+            Step::Call => Exit::interrupted("interrupted; the call is cancelled"),
+            Step::Submit => Exit::interrupted("interrupted; the task may have been submitted")
+                .hint("to see whether it was: octo list"),
+            Step::Change(id) => Exit::interrupted("interrupted; the server may do it all the same")
+                .task(&id)
+                .hint(format!("to see what became of it: octo watch {id}")),
+            Step::Follow { id, after, cancels: true } => match self.client.cancel(&id, &self.cx).await {
+                Ok(task) => {
+                    Exit::interrupted(format!("interrupted; {id} is {}", task.status)).task(&id).after(after)
+                }
+                Err(failure) => Exit::from(failure).task(&id).after(after),
+            },
+            Step::Follow { id, after, cancels: false } => {
+                let exit = Exit::interrupted(format!("interrupted; {id} goes on")).task(&id).after(after);
+                exit.hint(format!("to follow it: {}", watch_again(&id, after)))
+            }
+        }
     }
 }
 

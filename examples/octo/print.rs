@@ -19,8 +19,11 @@ use crate::exit::Exit;
 pub(crate) struct Printer {
     pub(crate) is_json: bool,
     pub(crate) is_quiet: bool,
-    /// Columns of the terminal that the standard output is.
-    pub(crate) width: Option<usize>,
+    /// Whether the standard output is a terminal.
+    pub(crate) is_terminal: bool,
+    /// Columns of the terminal that the standard output is, and of that which the standard error is.
+    width: Option<usize>,
+    width_of_notes: Option<usize>,
     has_color: bool,
     has_bar: bool,
 }
@@ -33,7 +36,9 @@ impl Printer {
         Self {
             is_json,
             is_quiet,
+            is_terminal,
             width: Term::stdout().size_checked().map(|(_, columns)| columns.into()),
+            width_of_notes: Term::stderr().size_checked().map(|(_, columns)| columns.into()),
             has_color: is_terminal && !is_dumb && !is_set("NO_COLOR"),
             has_bar: is_terminal && !is_dumb && !is_json && !is_quiet && io::stderr().is_terminal(),
         }
@@ -57,10 +62,10 @@ impl Printer {
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }
 
-    /// Writes a line that is no result, unless it is not wanted.
+    /// Writes a line that is no result, unless it is not wanted. It ends where the terminal does.
     pub(crate) fn note(&self, text: &str) {
         if !self.is_quiet && !self.is_json {
-            self.err(&format!("{}\n", line(text)));
+            self.err(&format!("{}\n", cut(&line(text), self.width_of_notes)));
         }
     }
 
@@ -96,15 +101,19 @@ impl Printer {
         }
     }
 
-    /// The status in its color, padded.
-    pub(crate) fn status(&self, status: TaskStatus) -> String {
-        let code = match status {
+    /// Writes the line of a task, whose status is padded and in its color. It ends where the terminal does.
+    pub(crate) fn task(&self, before: &str, status: TaskStatus, rest: &str) {
+        let color = match status {
             TaskStatus::Completed => "32",
             TaskStatus::Failed => "31",
             TaskStatus::Cancelled => "33",
             _ => "36",
         };
-        self.colored(&format!("{:<10}", status.as_str()), code)
+        let status = format!("{:<10}", status.as_str());
+        let text = cut(&format!("{before}{status}{rest}"), self.width);
+        let colored = self.colored(&status, color);
+        // A terminal that is too narrow for a status has none in color.
+        self.out(&format!("{}\n", text.replacen(&status, &colored, 1)));
     }
 
     pub(crate) fn colored(&self, text: &str, code: &str) -> String {
@@ -132,6 +141,29 @@ pub(crate) fn line(text: &str) -> String {
 /// JSON whose control characters are all escaped: it has those beyond ASCII as they are, and only within strings.
 fn json_line(json: &str) -> String {
     escaped(json, |c| is_control(c).then(|| format!("\\u{:04x}", u32::from(c))))
+}
+
+/// The text, which ends with `…` where it has more than so many columns.
+fn cut(text: &str, columns: Option<usize>) -> String {
+    let mut left = columns.unwrap_or(usize::MAX);
+    if text.chars().map(columns_of).sum::<usize>() <= left {
+        return text.to_owned();
+    }
+    left = left.saturating_sub(columns_of('…'));
+    let fits = |c: &char| {
+        let rest = left.checked_sub(columns_of(*c));
+        left = rest.unwrap_or_default();
+        rest.is_some()
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
+}
+
+/// Columns of a character, at most: two where a font may have a wide one.
+fn columns_of(c: char) -> usize {
+    match c {
+        '\u{1100}'..='\u{1fff}' | '\u{2300}'.. => 2,
+        _ => 1,
+    }
 }
 
 fn escaped(text: &str, escape: impl Fn(char) -> Option<String>) -> String {

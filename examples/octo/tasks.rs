@@ -1,8 +1,7 @@
 //! The commands of tasks.
 
-use std::{io::Read, time::Duration};
+use std::{io, thread, time::Duration};
 
-use indicatif::ProgressBar;
 use octollm::{
     contract::ContractRef,
     error::Failure,
@@ -11,14 +10,18 @@ use octollm::{
     orchestrator::{Orchestrator, wait_to_poll},
     task::{Submission, Task, TaskBudget, TaskQuery, TaskUpdate, Timestamp},
 };
-use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use serde_json::json;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    Octo,
+    Octo, Step,
     args::{List, Submit},
     exit::Exit,
-    print::{Printer, line, plain},
+    print::line,
+    screen::Screen,
 };
 
 /// Time for which a server that is away is tried again.
@@ -28,18 +31,14 @@ pub(crate) const BETWEEN: Duration = Duration::from_millis(500);
 
 impl Octo {
     pub(crate) async fn submit(&self, submit: Submit) -> Result<(), Exit> {
-        let submission = submission(&submit)?;
-        let task = tokio::select! {
-            task = Orchestrator::submit(&self.client, submission, &self.cx) => task.map_err(|failure| {
-                let exit = Exit::from(&failure);
-                let says = "the task may have been submitted; to see whether it was: octo list";
-                if failure.may_have_executed { exit.hint(says) } else { exit }
-            })?,
-            () = self.interrupt.notified() => {
-                let exit = Exit::interrupted("interrupted; the task may have been submitted");
-                return Err(exit.hint("to see whether it was: octo list"));
-            }
-        };
+        let submission = submission(&submit).await?;
+        self.step.set(Step::Submit);
+        let task = Orchestrator::submit(&self.client, submission, &self.cx).await.map_err(|failure| {
+            let exit = Exit::from(&failure);
+            let says = "the task may have been submitted; to see whether it was: octo list";
+            if failure.may_have_executed { exit.hint(says) } else { exit }
+        })?;
+        self.step.set(Step::Read);
         if self.print.is_json {
             self.print.json(&task);
         } else if submit.detach {
@@ -53,7 +52,7 @@ impl Octo {
         }
         if task.status.is_finished() {
             // A reflex has answered it, and no orchestrator knows it.
-            return Shown::new(&self.print).end(&task);
+            return Screen::new(&self.print).end(&task);
         }
         self.follow(&task.task_id, None, submit.cancel_on_interrupt, false).await
     }
@@ -63,14 +62,15 @@ impl Octo {
     }
 
     pub(crate) async fn cancel(&self, id: &TaskId) -> Result<(), Exit> {
+        self.step.set(Step::Change(id.clone()));
         let task = self.client.cancel(id, &self.cx).await.map_err(|failure| Exit::from(failure).task(id))?;
-        self.states(&[task]);
+        self.print_tasks(&[task]);
         Ok(())
     }
 
     pub(crate) async fn rerun(&self, id: &TaskId, from: Option<&str>, detach: bool) -> Result<(), Exit> {
         let of_task = |failure: Failure| Exit::from(failure).task(id);
-        // The updates of the run that has failed are not shown again.
+        // The updates of the run that has failed are not displayed again.
         let before = self.client.get(id, &self.cx).await.map_err(of_task)?;
         let mut last = None;
         if before.status.is_finished() && !detach {
@@ -80,9 +80,10 @@ impl Octo {
             }
         }
         let from = from.map(StepKey::from_text);
+        self.step.set(Step::Change(id.clone()));
         let task = self.client.rerun(id, from.as_ref(), &self.cx).await.map_err(of_task)?;
         if detach {
-            self.states(&[task]);
+            self.print_tasks(&[task]);
             return Ok(());
         }
         if self.print.is_json {
@@ -98,7 +99,7 @@ impl Octo {
             let query = list.status.map_or(query.clone(), |status| query.status(status));
             let query = after.take().map_or(query.clone(), |after| query.after(after));
             let page = self.client.list(query, &self.cx).await?;
-            self.states(&page.tasks[..left.min(page.tasks.len())]);
+            self.print_tasks(&page.tasks[..left.min(page.tasks.len())]);
             left = left.saturating_sub(page.tasks.len());
             match page.next {
                 Some(next) => after = Some(next),
@@ -108,8 +109,8 @@ impl Octo {
         Ok(())
     }
 
-    /// Prints each task in one line. On a terminal a line ends where that does.
-    fn states(&self, tasks: &[Task]) {
+    /// Prints each task in one line. On a terminal it is cut where that ends: its goal is the last part, and the first that is lost.
+    fn print_tasks(&self, tasks: &[Task]) {
         if self.print.is_json {
             return tasks.iter().for_each(|task| self.print.json(task));
         }
@@ -122,17 +123,16 @@ impl Octo {
                 (None, None) => line(&task.progress.message),
             };
             let (id, percent, age) = (&task.task_id, task.progress.percentage, age(task.created_at, now));
-            let (status, seconds) = (self.print.status(task.status), task.metadata.duration_seconds);
+            let (status, seconds) = (task.status, task.metadata.duration_seconds);
+            let before = format!("{id}  ");
             let rest =
-                format!(" {percent:>3}%  {age:>4}  {seconds:>6.1}s  {:<width$}  {what}", contract(task));
-            let before = id.as_str().len() + "  completed ".len();
-            let room = self.print.width.map_or(usize::MAX, |width| width.saturating_sub(before));
-            self.print.out(&format!("{id}  {status}{}\n", cut(rest.trim_end(), room)));
+                format!(" {percent:>3}%  {age:>5}  {seconds:>6.1}s  {:<width$}  {what}", contract(task));
+            self.print.task(&before, status, rest.trim_end());
         }
     }
 
     /// Notes which task is followed.
-    async fn name(&self, id: &TaskId) {
+    async fn note_task(&self, id: &TaskId) {
         if let Ok(task) = self.client.get(id, &self.cx).await {
             let goal = task.goal.as_ref().map(|goal| format!(", {goal}")).unwrap_or_default();
             self.print.note(&format!("{id} is {}: {}{goal}", task.status, contract(&task)));
@@ -141,55 +141,45 @@ impl Octo {
 
     /// Follows a task to its end, and prints what it does.
     async fn follow(&self, id: &TaskId, after: Option<u64>, cancels: bool, names: bool) -> Result<(), Exit> {
-        let mut shown = Shown::new(&self.print);
-        let mut seen = after;
-        let following = async {
-            if names && !self.print.is_json && !self.print.is_quiet {
-                self.name(id).await;
-            }
-            self.followed(id, &mut seen, &mut shown).await
+        let mut screen = Screen::new(&self.print);
+        let mut last = after;
+        self.step.set(Step::Follow { id: id.clone(), after, cancels });
+        if names && !self.print.is_json && !self.print.is_quiet {
+            self.note_task(id).await;
+        }
+        let each = |update: &TaskUpdate| {
+            self.step.set(Step::Follow { id: id.clone(), after: Some(update.seq()), cancels });
+            last = Some(update.seq());
         };
-        let ended = tokio::select! {
-            task = following => Some(task),
-            () = self.interrupt.notified() => None,
-        };
-        match ended {
-            Some(Ok(task)) => shown.end(&task),
-            Some(Err(failure)) => {
-                shown.pause();
-                let exit = Exit::from(&failure).task(id);
-                let watch = || format!("to follow the task: {}", watch_again(id, seen));
+        match self.read_updates(id, after, &mut screen, each).await {
+            Ok(task) => screen.end(&task),
+            Err(failure) => {
+                let exit = Exit::from(&failure).task(id).after(last);
+                let watch = || format!("to follow the task: {}", watch_again(id, last));
                 Err(if failure.retryable { exit.hint(watch()) } else { exit })
-            }
-            None if cancels => {
-                shown.pause();
-                let task = self.client.cancel(id, &self.cx).await;
-                let task = task.map_err(|failure| Exit::from(failure).task(id))?;
-                Err(Exit::interrupted(format!("interrupted; {id} is {}", task.status)).task(id))
-            }
-            None => {
-                shown.pause();
-                let exit = Exit::interrupted(format!("interrupted; {id} goes on")).task(id);
-                Err(exit.hint(format!("to follow it: {}", watch_again(id, seen))))
             }
         }
     }
 
-    async fn followed(
+    /// Displays the updates of a task until it is finished. In place of `octollm::orchestrator::follow`: that one begins at the first update,
+    /// tries five times in place of a minute, and does not say that it tries again.
+    async fn read_updates(
         &self,
         id: &TaskId,
-        after: &mut Option<u64>,
-        shown: &mut Shown<'_>,
+        mut after: Option<u64>,
+        screen: &mut Screen<'_>,
+        mut each: impl FnMut(&TaskUpdate),
     ) -> Result<Task, Failure> {
         let mut lost: Option<Instant> = None;
         loop {
-            let failure = match self.client.watch(id, *after, &self.cx).await {
+            let failure = match self.client.watch(id, after, &self.cx).await {
                 Err(failure) => failure,
                 Ok(mut updates) => {
                     while let Some(update) = updates.next().await {
                         lost = None;
-                        *after = Some(update.seq());
-                        shown.update(&update);
+                        after = Some(update.seq());
+                        each(&update);
+                        screen.update(&update);
                     }
                     match self.client.get(id, &self.cx).await {
                         Ok(task) if task.status.is_finished() => return Ok(task),
@@ -203,7 +193,7 @@ impl Octo {
                 }
             };
             if lost.is_none() && failure.retryable {
-                shown.note(&format!("{failure}; trying again for {} s", PATIENCE.as_secs()));
+                screen.note(&format!("trying again for {} s: {failure}", PATIENCE.as_secs()));
             }
             let since = *lost.get_or_insert_with(Instant::now);
             let wait = wait_to_poll(&failure, BETWEEN, None).filter(|_| since.elapsed() < PATIENCE);
@@ -227,31 +217,24 @@ fn age(created: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A text that is not longer than this, in characters.
-fn cut(text: &str, room: usize) -> String {
-    if text.chars().count() <= room {
-        return text.to_owned();
-    }
-    text.chars().take(room.saturating_sub(1)).chain(['…']).collect()
-}
-
-fn watch_again(id: &TaskId, seen: Option<u64>) -> String {
+/// The command that follows a task after an update.
+pub(crate) fn watch_again(id: &TaskId, seen: Option<u64>) -> String {
     let after = seen.map(|seen| format!(" --after {seen}")).unwrap_or_default();
     format!("octo watch {id}{after}")
 }
 
 /// The submission that the arguments describe.
-fn submission(submit: &Submit) -> Result<Submission, Exit> {
+async fn submission(submit: &Submit) -> Result<Submission, Exit> {
     let body = match &submit.input {
         Some(input) => {
             let contract: ContractRef = submit.what.parse().map_err(|_| {
                 Exit::usage(format!("{} is no name of a contract; a goal is one argument", submit.what))
             })?;
-            let input = RawJson::from_slice(text_or_input(input)?.as_bytes())
+            let input = RawJson::from_slice(text_or_input(input).await?.as_bytes())
                 .map_err(|error| Exit::usage(format!("the input is not JSON: {error}")))?;
             format!(r#"{{"contract":{},"input":{}}}"#, json!(contract), input.as_str())
         }
-        None => json!({ "goal": text_or_input(&submit.what)? }).to_string(),
+        None => json!({ "goal": text_or_input(&submit.what).await? }).to_string(),
     };
     let refused = |failure: Failure| Exit::usage(failure.message);
     let mut submission = Submission::from_json(body.as_bytes()).map_err(refused)?.attempts(submit.attempts);
@@ -261,8 +244,8 @@ fn submission(submit: &Submit) -> Result<Submission, Exit> {
     if let Some(tokens) = submit.max_tokens {
         submission = submission.budget(TaskBudget { max_tokens: Some(tokens), ..TaskBudget::default() });
     }
-    if let Some(seconds) = submit.run_in {
-        submission = submission.run_in(Duration::from_secs(seconds.into()));
+    if let Some(time) = submit.run_in {
+        submission = submission.run_in(time);
     }
     if let Some(key) = &submit.unique {
         submission = submission.unique(key);
@@ -272,119 +255,13 @@ fn submission(submit: &Submit) -> Result<Submission, Exit> {
 }
 
 /// The text, or for `-` the standard input.
-pub(crate) fn text_or_input(text: &str) -> Result<String, Exit> {
+pub(crate) async fn text_or_input(text: &str) -> Result<String, Exit> {
     if text != "-" {
         return Ok(text.to_owned());
     }
-    let mut read = String::new();
-    let outcome = std::io::stdin().read_to_string(&mut read);
-    outcome.map_err(|error| Exit::usage(format!("the standard input cannot be read: {error}")))?;
-    Ok(read)
-}
-
-/// What was shown of running work.
-pub(crate) struct Shown<'a> {
-    print: &'a Printer,
-    bar: Option<ProgressBar>,
-    /// The text of the chunks so far.
-    text: String,
-    /// Whether the last character on the standard output is no line feed.
-    is_open: bool,
-    progress: String,
-}
-
-impl<'a> Shown<'a> {
-    pub(crate) fn new(print: &'a Printer) -> Self {
-        Self { print, bar: print.bar(), text: String::new(), is_open: false, progress: String::new() }
-    }
-
-    fn update(&mut self, update: &TaskUpdate) {
-        if self.print.is_json {
-            return self.print.json(update);
-        }
-        match update {
-            TaskUpdate::Progress { progress, message, .. } => self.progress(*progress, message),
-            TaskUpdate::Chunk { data, .. } => self.chunk(&data.to_value()),
-            TaskUpdate::Gap { missed, .. } => self.note(&format!("{missed} updates are no longer stored")),
-            _ => {}
-        }
-    }
-
-    pub(crate) fn progress(&mut self, percent: u8, message: &str) {
-        let now = format!("{percent:>3}% {}", line(message));
-        if now == self.progress {
-            return;
-        }
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(percent.into());
-                bar.set_message(line(message));
-            }
-            // The words of an output are not interrupted.
-            None if !self.is_open => self.print.note(&now),
-            None => {}
-        }
-        self.progress = now;
-    }
-
-    /// Prints a part of the output. A bar would overwrite it.
-    pub(crate) fn chunk(&mut self, data: &Value) {
-        self.clear();
-        match data {
-            Value::String(text) => {
-                self.text += text;
-                self.print.out(&plain(text));
-                self.is_open = text.chars().last().map_or(self.is_open, |last| last != '\n');
-            }
-            Value::Null => {}
-            other => self.print.out(&format!("{}\n", line(&other.to_string()))),
-        }
-    }
-
-    pub(crate) fn note(&mut self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.print.note(text)),
-            None => self.print.note(text),
-        }
-    }
-
-    fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-
-    /// Ends the line and the bar, before something else is printed.
-    pub(crate) fn pause(&mut self) {
-        self.clear();
-        if std::mem::take(&mut self.is_open) {
-            self.print.out("\n");
-        }
-    }
-
-    /// Prints the output, unless its chunks were that.
-    pub(crate) fn output(&mut self, output: &Value) {
-        self.pause();
-        let words = |text: &str| text.split_whitespace().collect::<String>();
-        let is_shown =
-            output.as_str().is_some_and(|text| !text.is_empty() && words(text) == words(&self.text));
-        if !is_shown {
-            self.print.output(output);
-        }
-    }
-
-    /// Prints how the task ended.
-    fn end(mut self, task: &Task) -> Result<(), Exit> {
-        match &task.result {
-            Some(_) if self.print.is_json => Ok(()),
-            Some(result) => {
-                self.output(&result.output.to_value());
-                Ok(())
-            }
-            None => {
-                self.pause();
-                Err(Exit::of_task(task))
-            }
-        }
-    }
+    let (done, read) = oneshot::channel();
+    // A thread of its own: a Ctrl-C does not wait for the end of the input.
+    thread::spawn(move || done.send(io::read_to_string(io::stdin())));
+    let read = read.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()));
+    read.map_err(|error| Exit::usage(format!("the standard input cannot be read: {error}")))
 }

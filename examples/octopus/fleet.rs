@@ -142,13 +142,16 @@ impl Fleet {
         for (name, address) in &self.setting.parts {
             say(&format!("{name:<11} http://{address}"));
         }
-        let url = self.url("reflex");
-        let page =
-            RestClient::builder(&url).within(START).build()?.get("dashboard").header("accept", "text/html");
-        // A build without it has no such route.
-        if page.stream().await.is_ok() {
-            say(&format!("dashboard   {url}/dashboard"));
+        // Those of the brains: the figures on a page are of the process that serves it, and the reflex runs no tasks.
+        for brain in ["brain-1", "brain-2"] {
+            let url = self.url(brain);
+            let client = RestClient::builder(&url).within(START).build()?;
+            // A build without it has no such route.
+            if client.get("dashboard").header("accept", "text/html").stream().await.is_ok() {
+                say(&format!("dashboard   {url}/dashboard"));
+            }
         }
+        let url = self.url("reflex");
         say(&format!("\nocto --url {url} submit \"a story about a crab\"\nocto --url {url} events\n"));
         Ok(())
     }

@@ -9,7 +9,7 @@ use octollm::{
     error::{ArmError, CallError, ConfigError, ErrorKind, Failure},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::system::WriteStory;
 
@@ -33,6 +33,12 @@ pub(crate) enum ModelError {
     Failed(String),
     #[error("the model has stopped before the end of the story")]
     Unfinished,
+    #[error(
+        "the model has stopped at its limit of tokens, before the end of the story (finish_reason `length`)"
+    )]
+    Length,
+    #[error("a filter has withheld words of the model (finish_reason `content_filter`)")]
+    Filtered,
     #[error("the model has sent no words")]
     Empty,
     #[error("the story of the model is longer than {MAX_STORY} bytes")]
@@ -63,11 +69,31 @@ struct Frame {
     #[serde(default)]
     usage: Option<Used>,
     #[serde(default)]
-    error: Option<Problem>,
+    error: Option<Value>,
+    /// The error itself, in the frame of an event `error`.
+    #[serde(default)]
+    message: Option<String>,
+}
+
+impl Frame {
+    /// The message of the error that the frame is.
+    fn problem(&mut self, event: &str) -> Option<String> {
+        match self.error.take() {
+            Some(Value::String(message)) => Some(message),
+            Some(error) => Some(match error.get("message").and_then(Value::as_str) {
+                Some(message) => message.to_owned(),
+                None => error.to_string(),
+            }),
+            None if event == "error" || self.choices.is_empty() => self.message.take(),
+            None => None,
+        }
+    }
 }
 
 #[derive(Deserialize)]
 struct Choice {
+    #[serde(default)]
+    index: u32,
     #[serde(default)]
     delta: Delta,
     #[serde(default)]
@@ -84,12 +110,6 @@ struct Delta {
 struct Used {
     #[serde(default)]
     total_tokens: u64,
-}
-
-#[derive(Deserialize)]
-struct Problem {
-    #[serde(default)]
-    message: String,
 }
 
 impl Model {
@@ -116,22 +136,22 @@ impl Model {
             ],
         });
         let mut events = self.client.post(self.path).json(&body).within_context(cx).events().await?;
-        let (mut story, mut is_finished) = (String::new(), false);
+        let (mut story, mut end) = (String::new(), None);
         while let Some(event) = events.next().await {
             let event = event?;
             if event.data == "[DONE]" {
-                is_finished = true;
+                end.get_or_insert_with(|| "stop".to_owned());
                 break;
             }
-            let frame: Frame = event.json().map_err(ModelError::Frame)?;
-            if let Some(problem) = frame.error {
-                return Err(ModelError::Failed(problem.message));
+            let mut frame: Frame = event.json().map_err(ModelError::Frame)?;
+            if let Some(problem) = frame.problem(&event.event) {
+                return Err(ModelError::Failed(problem));
             }
             if let Some(used) = frame.usage {
                 cx.spend(Usage::tokens(used.total_tokens)).map_err(ModelError::Budget)?;
             }
-            let Some(choice) = frame.choices.into_iter().next() else { continue };
-            is_finished |= choice.finish_reason.is_some();
+            let Some(choice) = frame.choices.into_iter().find(|choice| choice.index == 0) else { continue };
+            end = choice.finish_reason.or(end);
             let Some(words) = choice.delta.content.filter(|words| !words.is_empty()) else { continue };
             story += &words;
             if story.len() > MAX_STORY {
@@ -139,10 +159,12 @@ impl Model {
             }
             cx.chunk::<WriteStory>(&words).await;
         }
-        match (is_finished, story.trim().is_empty()) {
-            (false, _) => Err(ModelError::Unfinished),
-            (true, true) => Err(ModelError::Empty),
-            (true, false) => Ok(story),
+        match end.as_deref() {
+            None => Err(ModelError::Unfinished),
+            Some("length") => Err(ModelError::Length),
+            Some("content_filter") => Err(ModelError::Filtered),
+            Some(_) if story.trim().is_empty() => Err(ModelError::Empty),
+            Some(_) => Ok(story),
         }
     }
 }

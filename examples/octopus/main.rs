@@ -38,7 +38,7 @@ use std::{
 use clap::Parser;
 use tokio::sync::Notify;
 
-use crate::{fleet::Fleet, load::Load, parts::Setting, summary::Summary};
+use crate::{fleet::Fleet, llm::Model, load::Load, parts::Setting, summary::Summary};
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -65,11 +65,21 @@ struct Options {
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
     /// Server with /v1/chat/completions that writes the stories
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = model_url)]
     llm: Option<String>,
     /// Model of that server
     #[arg(long, default_value = "gpt-4o-mini", requires = "llm")]
     model: String,
+}
+
+/// A URL at which a model can be asked.
+fn model_url(url: &str) -> std::result::Result<String, String> {
+    Model::new(url, String::new()).map(|_| url.to_owned()).map_err(|error| {
+        let named = if error.setting() == "url" { "it" } else { "OPENAI_API_KEY" };
+        let problem = error.to_string().replacen(&format!("`{}`", error.setting()), named, 1);
+        // There is no option to send the key in cleartext.
+        problem.split(", or, if").next().unwrap_or_default().to_owned()
+    })
 }
 
 #[tokio::main]
@@ -139,9 +149,13 @@ async fn run(options: Options) -> Result<Summary> {
 /// Whether the standard output is closed.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line. If nobody reads it, the load ends as at a Ctrl-C.
-fn say(line: &str) {
-    if writeln!(io::stdout(), "{line}").is_err() {
+/// Prints lines, with control characters of others as escapes. If nobody reads it, the load ends as at a Ctrl-C.
+fn say(lines: &str) {
+    let escaped = |c: char| match c {
+        c if c.is_control() && c != '\n' => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    if writeln!(io::stdout(), "{}", lines.chars().map(escaped).collect::<String>()).is_err() {
         CLOSED.store(true, Ordering::Relaxed);
     }
 }

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use crate::{
     Result,
     llm::Model,
-    system::{Critic, Editor, Guard, Publisher, Writer},
+    system::{Critic, Editor, Guard, Publisher, WriteStory, Writer},
 };
 
 /// What all parts know of the system.
@@ -111,8 +111,8 @@ async fn brain(name: &str, setting: &Setting) -> Result<Server> {
         let urls: Vec<_> = setting.of(id).iter().map(|address| format!("http://{address}")).collect();
         arms = arms.endpoint(id, urls.join(","));
     }
-    let brain = Brain::builder().name(name).arm(Editor).arms(arms.build()?).store(store).bus(bus.clone());
-    let brain = brain.lease(LEASE).build()?;
+    let brain = Brain::builder().name(name).arm::<TaskRequest>(Editor).arm::<WriteStory>(Editor);
+    let brain = brain.arms(arms.build()?).store(store).bus(bus.clone()).lease(LEASE).build()?;
     // It tries again by itself.
     let _ = brain.recover().await;
     Ok(Server::new("brain").orchestrator(brain).bus(bus))

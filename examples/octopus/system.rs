@@ -3,6 +3,7 @@
 use std::{fs::OpenOptions, io::Write, path::PathBuf, time::Duration};
 
 use octollm::{
+    error::CallError,
     prelude::*,
     reflex::{Reaction, Reflex, ReflexInput},
     update::Phase,
@@ -97,7 +98,7 @@ impl Arm<PublishStory> for Publisher {
     }
 }
 
-/// The program of a task. Its calls are in the journal: another brain goes on where one was killed.
+/// The programs of the tasks. Their calls are in the journal: another brain goes on where one was killed.
 pub(crate) struct Editor;
 
 #[async_trait]
@@ -106,23 +107,35 @@ impl Arm<TaskRequest> for Editor {
         let about = request.goal.split(" [").next().unwrap_or_default().trim_start_matches("a story about ");
         cx.phase(Phase::Execution);
         cx.progress(10, "writing");
-        let write = || WriteStory { about: about.to_owned() };
-        let mut words = cx.stream(write());
-        while let Some(word) = words.next().await {
-            cx.chunk::<WriteStory>(&word).await;
-        }
-        let story = match words.output().await {
-            Ok(story) => story,
-            // A writer that was killed half-way: a reader has a part already, the task needs the whole.
-            Err(error) if error.kind() == ErrorKind::ConnectionLost => cx.call(write()).await?,
-            Err(error) => return Err(error.into()),
-        };
+        let story = write(about, cx).await?;
         cx.phase(Phase::Validation);
         cx.progress(70, "reviewing");
         let grade = cx.call(ReviewStory { story: story.clone() }).await?;
         cx.progress(90, "publishing");
         cx.call(PublishStory { story: story.clone() }).await?;
         Ok(TaskResult::new(story).confidence(f64::from(grade.stars) / 5.0))
+    }
+}
+
+/// A story alone, which is neither reviewed nor published.
+#[async_trait]
+impl Arm<WriteStory> for Editor {
+    async fn execute(&self, input: WriteStory, cx: &Context) -> Result<String, ArmError> {
+        Ok(write(&input.about, cx).await?)
+    }
+}
+
+/// Has a writer write, and passes its words on.
+async fn write(about: &str, cx: &Context) -> Result<String, CallError> {
+    let input = || WriteStory { about: about.to_owned() };
+    let mut words = cx.stream(input());
+    while let Some(word) = words.next().await {
+        cx.chunk::<WriteStory>(&word).await;
+    }
+    match words.output().await {
+        // A writer that was killed half-way: a reader has a part already, the task needs the whole.
+        Err(error) if error.kind() == ErrorKind::ConnectionLost => cx.call(input()).await,
+        written => written,
     }
 }
 

@@ -82,6 +82,20 @@ async fn ctrl_c_ends_it_with_all_of_its_parts_and_files() {
         "{result}"
     );
     assert_eq!(result["confidence"], 1.0);
+    // What the guide shows.
+    let story = ran(octo_at(&reflex, &["submit", "--json", "story.write", r#"{"about":"a crab"}"#])).await;
+    assert_eq!(story.code, Some(0), "{story:?}");
+    let lines = story.lines();
+    let output = &lines.last().unwrap()["result"]["output"];
+    assert!(output.as_str().unwrap().starts_with("Once upon a time there was a crab. "), "{story:?}");
+    let graded =
+        ran(octo_at(&reflex, &["call", "story.review", r#"{"story":"Once there was a crab."}"#])).await;
+    assert_eq!(graded.out, "{\n  \"stars\": 3,\n  \"words\": 5\n}\n", "{graded:?}");
+    // The figures of a page are of its process, and brains run the tasks.
+    let parts = addresses(&begun);
+    let brains = parts[6..8].iter().map(|brain| format!("dashboard   http://{brain}/dashboard"));
+    let pages: Vec<_> = begun.lines().filter(|line| line.starts_with("dashboard ")).collect();
+    assert_eq!(pages, brains.collect::<Vec<_>>());
     let arms = ran(octo_at(&reflex, &["arms", "--json"])).await.lines();
     let mut ids: Vec<_> = arms.iter().map(|card| card["arm_id"].as_str().unwrap()).collect();
     ids.sort_unstable();
@@ -187,18 +201,20 @@ fn word(word: &str) -> Value {
     json!({ "choices": [{ "index": 0, "delta": { "content": word }, "finish_reason": null }] })
 }
 
-fn stop() -> Value {
-    json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] })
+fn end(reason: &str) -> Value {
+    json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": reason }] })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_words_of_a_model_are_streamed() {
     let (url, asked) = model(|_| {
         let used = json!({ "choices": [], "usage": { "total_tokens": 42 } });
+        // Another answer beside the first.
+        let other = json!({ "choices": [{ "index": 1, "delta": { "content": "Nine " }, "finish_reason": "length" }] });
         let role = json!({ "choices": [{ "index": 0, "delta": { "role": "assistant" } }] });
         format!(
             ": a comment\n\n{}data: [DONE]\n\n",
-            frames(&[role, word("Eight "), word("arms."), stop(), used])
+            frames(&[role, word("Eight "), other, word("arms."), end("stop"), used])
         )
     })
     .await;
@@ -225,16 +241,29 @@ async fn the_words_of_a_model_are_streamed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_frames_of_a_model_are_typed_errors() {
+async fn what_a_model_does_not_finish_fails_the_task() {
     // One task for each: with a few failures in a row, a circuit breaker would open.
-    let cases: [(Answers, &str); 4] = [
+    let cases: [(Answers, &str); 8] = [
         (|_| frames(&[word("Eight ")]) + "data: {\"choices\":\n\n", "the model has sent a malformed frame: "),
         (
             |_| frames(&[json!({ "error": { "message": "out of memory" } })]),
             "the model has failed: out of memory\n",
         ),
+        (|_| frames(&[json!({ "error": "no such model" })]), "the model has failed: no such model\n"),
+        (
+            |_| frames(&[word("Eight ")]) + "event: error\ndata: {\"message\":\"overloaded\"}\n\n",
+            "the model has failed: overloaded\n",
+        ),
+        (
+            |_| frames(&[word("Eight "), end("length")]) + "data: [DONE]\n\n",
+            "the model has stopped at its limit of tokens, before the end of the story (finish_reason `length`)\n",
+        ),
+        (
+            |_| frames(&[word("Eight "), end("content_filter")]) + "data: [DONE]\n\n",
+            "a filter has withheld words of the model (finish_reason `content_filter`)\n",
+        ),
         (|_| frames(&[word("Eight ")]), "the model has stopped before the end of the story\n"),
-        (|_| frames(&[stop()]) + "data: [DONE]\n\n", "the model has sent no words\n"),
+        (|_| frames(&[end("stop")]) + "data: [DONE]\n\n", "the model has sent no words\n"),
     ];
     for (answer, reason) in cases {
         let (url, _) = model(answer).await;
@@ -242,5 +271,26 @@ async fn malformed_frames_of_a_model_are_typed_errors() {
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert!(ran.out.contains(&format!("  failed: story.write: {reason}")), "{ran:?}");
         assert!(ran.out.contains("\n  upstream_failed 1, as in: "), "{ran:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_be_asked_is_an_error_of_usage() {
+    for (url, key, says) in [
+        ("nonsense", "", "it has no scheme"),
+        ("http://192.0.2.1", "sk-test", "it is on another machine"),
+        ("http://127.0.0.1:1", "two\nlines", "OPENAI_API_KEY has a malformed value"),
+    ] {
+        let mut command = octopus(&["--llm", url]);
+        if !key.is_empty() {
+            command.env("OPENAI_API_KEY", key);
+        }
+        let ran = ran(command).await;
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{ran:?}");
+        assert!(
+            ran.err.starts_with(&format!("error: invalid value '{url}' for '--llm <URL>': {says}")),
+            "{ran:?}"
+        );
+        assert_eq!(ran.err.matches(says).count(), 1, "{ran:?}");
     }
 }

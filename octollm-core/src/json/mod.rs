@@ -157,7 +157,7 @@ fn parser(text: &str) -> Deserializer<StrRead<'_>> {
 }
 
 fn malformed(why: impl std::fmt::Display) -> Failure {
-    Failure::new(ErrorKind::BadRequest, format!("not valid JSON: {why}"))
+    Failure::new(ErrorKind::BadRequest, format!("not valid JSON: {}", shortened(why.to_string())))
 }
 
 /// The message of serde_json, without the place.
@@ -167,5 +167,21 @@ fn message(error: &serde_json::Error) -> String {
     if text.ends_with(&place) {
         text.truncate(text.len() - place.len());
     }
-    text
+    shortened(text)
+}
+
+/// The most characters that a message repeats of what it is about.
+const MOST_REPEATED: usize = 100;
+
+/// Cuts what a message of serde repeats of the input: the first part in quotes, up to what was expected in its place.
+fn shortened(message: String) -> String {
+    let cut = || {
+        let begin = message.find(['"', '`'])?;
+        let (quote, rest) = message.get(begin..begin + 1).zip(message.get(begin + 1..))?;
+        let end = rest.rfind(&format!("{quote}, expected")).or_else(|| rest.rfind(quote))?;
+        let (repeated, rest) = rest.split_at_checked(end)?;
+        let (most, _) = repeated.char_indices().nth(MOST_REPEATED)?;
+        Some(format!("{}{}…{rest}", message.get(..=begin)?, repeated.get(..most)?))
+    };
+    cut().unwrap_or(message)
 }

@@ -116,6 +116,43 @@ fn another_shape_is_told_by_the_path_of_its_field() {
 }
 
 #[test]
+fn a_message_repeats_at_most_100_characters_of_the_input() {
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "snake_case", tag = "type")]
+    enum Tagged {
+        Some {
+            #[serde(rename = "number")]
+            _number: u8,
+        },
+        Other,
+    }
+    let (long, cut) = ("ü".repeat(300_000), format!("{}…", "ü".repeat(100)));
+    assert_eq!(broken::<f64>(&format!("{long:?}")), format!("invalid type: string \"{cut}\", expected f64"));
+    let tagged = |json: String| broken::<Tagged>(&json);
+    assert_eq!(
+        tagged(format!("{long:?}")),
+        format!("invalid type: string \"{cut}\", expected internally tagged enum Tagged")
+    );
+    assert_eq!(
+        tagged(format!(r#"{{"type":"{long}"}}"#)),
+        format!("type: unknown variant `{cut}`, expected `some` or `other`")
+    );
+    // What the input has in quotes is no end of it.
+    let tricky = format!(r#"{{"type":"some","number":"`, expected \" {}"}}"#, "x".repeat(200));
+    assert_eq!(
+        tagged(tricky),
+        format!("invalid type: string \"`, expected \\\" {}…\", expected u8", "x".repeat(85))
+    );
+    let twice = format!(r#"{{"{long}":1,"{long}":1}}"#);
+    let refused = read_input::<HashMap<String, u8>>(twice.as_bytes()).unwrap_err();
+    assert!(
+        refused.message.starts_with(&format!("not valid JSON: duplicate key `{cut}`")),
+        "{}",
+        refused.message
+    );
+}
+
+#[test]
 fn types_that_buffer_their_input_work_as_ever() {
     #[derive(Debug, PartialEq, Deserialize)]
     struct Flat {

@@ -319,6 +319,14 @@ async fn what_is_no_request_is_an_error_and_then_the_end() {
         socket.send(FIN | TEXT, text.as_bytes()).await;
         assert_eq!(socket.until_close().await, (Vec::new(), 1008), "{text}");
     }
+    // What it has sent is not sent back to it in full.
+    let long = "x".repeat(200_000);
+    for text in [json!(long), json!({ "type": long }), json!({ "type": "cancel", "task_id": long })] {
+        let mut socket = Socket::open(peer, "/ws", "").await;
+        socket.ask(text).await;
+        let message = socket.json().await["message"].as_str().unwrap().to_owned();
+        assert!(message.len() < 300, "{message}");
+    }
     let id = told(peer, "", "", 1, true).await;
     let mut socket = Socket::open(peer, &format!("/ws/tasks/{id}"), "").await;
     while socket.json().await["type"] != "chunk" {}

@@ -14,7 +14,10 @@ use octollm::{
     prelude::*,
 };
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, process::Child};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::Child,
+};
 
 use self::world::{World, ended, octo_at, ran, read_until, task_in};
 
@@ -30,12 +33,9 @@ async fn tasks_are_submitted_listed_watched_and_cancelled() {
     assert_eq!((done.code, done.out.as_str()), (Some(0), "Once an octopus\n"), "{done:?}");
     let id = task_in(&done.err);
     assert!(done.err.starts_with(&format!("{id} is submitted\n")), "{done:?}");
-    // The output of a goal is another one than its chunks.
+    // Where the output is no terminal, there are no chunks before it.
     let goal = world.run(&["submit", "-q", "a crab"]).await;
-    assert_eq!(
-        (goal.out.as_str(), goal.err.as_str()),
-        ("Once a crab\n{\n  \"story\": \"Once a crab\"\n}\n", "")
-    );
+    assert_eq!((goal.out.as_str(), goal.err.as_str()), ("{\n  \"story\": \"Once a crab\"\n}\n", ""));
 
     let watched = world.run(&["watch", &id]).await;
     assert_eq!((watched.code, watched.out.as_str()), (Some(0), "Once an octopus\n"), "{watched:?}");
@@ -154,6 +154,10 @@ async fn every_exit_code_is_the_one_that_help_lists() {
         (&["submit", "story.tell", "{"], 2, "usage"),
         (&["watch", "no-id"], 2, "usage"),
         (&["events", "nonsense"], 2, "usage"),
+        (&["events", "--count", "0"], 2, "usage"),
+        (&["list", "--limit", "0"], 2, "usage"),
+        (&["call", "story.tell", "{}", "--within", "0"], 2, "usage"),
+        (&["submit", "a crab", "--run-in", "-1"], 2, "usage"),
         (&["--token-file", "/nowhere", "list"], 2, "usage"),
         (&["--url", "nonsense", "list"], 2, "usage"),
         // A token is not sent in cleartext to another machine.
@@ -167,13 +171,14 @@ async fn every_exit_code_is_the_one_that_help_lists() {
         (&["rerun", unknown], 5, "task_not_found"),
         (&["submit", "story.sing", "{}"], 5, "contract_not_offered"),
         (&["call", "story.sing", "{}"], 5, "contract_not_offered"),
+        (&["call", "story.tell", r#"{"about":"gate"}"#, "--within", "0.2"], 3, "deadline_exceeded"),
         (&["call", "story.tell", r#"{"about":"failure"}"#], 1, "arm_failed"),
     ] {
         let done = world.run(&[&["--json"], arguments].concat()).await;
         let problem = done.problem();
         assert_eq!(done.code, Some(code), "{arguments:?} {done:?}");
         assert_eq!((&problem["code"], &problem["exit"]), (&json!(kind), &json!(code)), "{arguments:?}");
-        assert_eq!(done.out, "", "{arguments:?}");
+        assert!(done.out.is_empty() || kind == "deadline_exceeded", "{done:?}");
         let words = world.run(arguments).await;
         // A story fails once.
         assert!(words.code == Some(code) || code == 1, "{arguments:?} {words:?}");
@@ -205,6 +210,9 @@ async fn what_cannot_be_used_is_named_as_it_was_given() {
         }
         let refused = ran(octo_at("nonsense", command)).await;
         assert!(refused.err.starts_with("octo: --url has no scheme"), "{refused:?}");
+        let exposed = ran(octo_at("http://192.0.2.1", &[command, &["--token", "x"]].concat())).await;
+        assert!(exposed.err.starts_with("octo: --url is on another machine, "), "{exposed:?}");
+        assert!(exposed.err.contains("set --cleartext\n") && !exposed.err.contains('`'), "{exposed:?}");
     }
 }
 
@@ -237,9 +245,7 @@ async fn control_characters_of_a_server_are_escaped() {
 async fn a_reader_that_closes_the_pipe_ends_it_quietly() {
     let world = World::start().await;
     let mut child = world.octo(&["-q", "submit", "story.tell", r#"{"about":"gate"}"#]).spawn().unwrap();
-    let mut out = child.stdout.take().unwrap();
-    read_until(&mut out, "Once ").await;
-    drop(out);
+    drop(child.stdout.take());
     world.open_gate();
     let ran = ended(child).await;
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
@@ -252,16 +258,62 @@ async fn ctrl_c_says_how_to_go_on_or_cancels() {
         let arguments = ["submit", "story.tell", r#"{"about":"gate"}"#];
         let arguments: Vec<_> = arguments.into_iter().chain(option).collect();
         let mut child = world.octo(&arguments).spawn().unwrap();
-        read_until(child.stdout.as_mut().unwrap(), "Once ").await;
+        let begun = read_until(child.stderr.as_mut().unwrap(), " 50% telling\n").await;
         interrupt(&child);
         let ran = ended(child).await;
-        assert_eq!(ran.code, Some(130), "{ran:?}");
-        let id = task_in(&ran.err);
-        let says =
-            if option.is_some() { " is cancelled\n".into() } else { format!("octo watch {id} --after 3\n") };
-        assert!(ran.err.ends_with(&says), "{ran:?}");
+        assert_eq!((ran.code, ran.out.as_str()), (Some(130), ""), "{ran:?}");
+        let id = task_in(&begun);
+        // The chunk may have arrived.
+        let says: Vec<_> = match option {
+            Some(_) => vec![" is cancelled\n".into()],
+            None => [2, 3].iter().map(|seq| format!("octo watch {id} --after {seq}\n")).collect(),
+        };
+        assert!(says.iter().any(|says| ran.err.ends_with(says)), "{ran:?}");
         let listed = world.run(&["list", "--json", "--limit", "1"]).await.lines();
         assert_eq!((&listed[0]["task_id"], &listed[0]["status"]), (&json!(id), &json!(status)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_json_ctrl_c_says_after_which_update() {
+    let world = World::start().await;
+    let mut child = world.octo(&["--json", "submit", "story.tell", r#"{"about":"gate"}"#]).spawn().unwrap();
+    let begun = read_until(child.stdout.as_mut().unwrap(), "\"data\":\"Once \"}\n").await;
+    interrupt(&child);
+    let problem = ended(child).await.problem();
+    assert_eq!(
+        (&problem["code"], &problem["after"]),
+        (&json!("interrupted"), &json!(3)),
+        "{begun} {problem}"
+    );
+    assert_eq!(problem["task_id"], task_in(&begun));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_every_command_at_a_server_that_is_silent() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let id = "task_0000000000000000";
+    for (command, says) in [
+        (&["list"][..], "interrupted\n"),
+        (&["arms"], "interrupted\n"),
+        (&["events"], "interrupted\n"),
+        (&["call", "story.tell", "{}"], "interrupted\n"),
+        (&["watch", id], &format!("octo watch {id}\n")),
+        (&["rerun", id], "interrupted\n"),
+        (&["cancel", id], "the server may do it all the same\n"),
+        (&["submit", "a crab"], "the task may have been submitted\n"),
+    ] {
+        let child = octo_at(&url, command).spawn().unwrap();
+        let (mut asked, _) = silent.accept().await.unwrap();
+        asked.read_u8().await.unwrap();
+        interrupt(&child);
+        let ended = ended(child).await;
+        assert_eq!((ended.code, ended.out.as_str()), (Some(130), ""), "{command:?} {ended:?}");
+        assert!(
+            ended.err.starts_with("octo: interrupted") && ended.err.contains(says),
+            "{command:?} {ended:?}"
+        );
     }
 }
 
@@ -311,12 +363,11 @@ async fn the_token_is_that_of_the_option_the_file_or_the_environment() {
 async fn a_task_is_followed_over_a_restart_of_its_server() {
     let mut world = World::start().await;
     let mut child = world.octo(&["submit", "story.tell", r#"{"about":"gate"}"#]).spawn().unwrap();
-    read_until(child.stdout.as_mut().unwrap(), "Once ").await;
+    read_until(child.stderr.as_mut().unwrap(), " 50% telling\n").await;
     world.stop().await;
     read_until(child.stderr.as_mut().unwrap(), "trying again for 60 s").await;
     world.start_again().await;
     world.open_gate();
     let ran = ended(child).await;
-    assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.out.ends_with("gate\n"), "{ran:?}");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "Once gate\n"), "{ran:?}");
 }

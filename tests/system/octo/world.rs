@@ -171,7 +171,7 @@ impl Ran {
 }
 
 /// Longer than any program takes, so that a test ends that would wait for ever.
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) async fn ran(mut command: Command) -> Ran {
     timeout(LONG, command.output()).await.expect("it ends").expect("it runs").into()

@@ -58,7 +58,7 @@ function measure(samples, time) {
   const step = (list, value) => { list.push(value); list.splice(0, list.length - SPARKS); };
   step(totals.running, whole.running);
   step(totals.rates, passed ? grown(whole.calls, before.whole.calls) / passed : 0);
-  totals.before = { time, byArm, whole };
+  totals.before = { time, byArm, whole, names: new Set(samples.map((sample) => sample.name)) };
 }
 
 async function readMetrics(signal) {
@@ -69,19 +69,22 @@ async function readMetrics(signal) {
 }
 
 function paintTiles() {
-  const { whole } = totals.before;
+  const { whole, names } = totals.before;
+  // A process without a brain, such as a reflex, knows nothing of the tasks: it has no figures, rather than zeros.
+  const hasBrain = names.has("octollm_tasks_running");
   const tiles = [
-    ["Running", count(whole.running), totals.running, "tasks that run"],
-    ["Queued", count(whole.queued), null, ""],
-    ["Completed", count(whole.completed), null, ""],
-    ["Failed", count(whole.failed), null, whole.failed ? "bad" : ""],
-    ["Calls per second", totals.rates.at(-1).toFixed(1), totals.rates, "calls per second"],
+    [hasBrain, "Running", count(whole.running), totals.running, "tasks that run"],
+    [names.has("octollm_tasks_queued"), "Queued", count(whole.queued), null, ""],
+    [hasBrain, "Completed", count(whole.completed), null, ""],
+    [hasBrain, "Failed", count(whole.failed), null, whole.failed ? "bad" : ""],
+    [hasBrain || names.has("octollm_client_requests_total"), "Calls per second", totals.rates.at(-1).toFixed(1), totals.rates, "calls per second"],
   ];
-  $("tiles").hidden = false;
+  $("tiles").hidden = !tiles.some(([isKnown]) => isKnown);
   $("tiles").title = "Of this process, for all callers, since its start";
   if (!$("tiles").children.length) $("tiles").append(...tiles.map(() => el("div", { class: "tile" }, el("span", { class: "label" }), el("b", {}))));
-  tiles.forEach(([label, value, values, words], index) => {
+  tiles.forEach(([isKnown, label, value, values, words], index) => {
     const node = $("tiles").children[index];
+    node.hidden = !isKnown;
     write(node.children[0], label);
     write(node.children[1], value);
     setClass(node, `tile ${words === "bad" ? "bad" : ""}`);

@@ -91,7 +91,7 @@ async function readDocument() {
     page.verifies = Boolean(document_.components?.securitySchemes);
     const name = document_.info?.["x-octollm-arm"] || document_.info?.title || "";
     write($("title"), String(name) || "Dashboard");
-    document.title = name ? `${name} · dashboard` : "Dashboard";
+    document.title = name ? `${visible(String(name))} · dashboard` : "Dashboard";
   } catch (error) { if (!(error instanceof Refused)) throw error; }
   paintAccess();
 }

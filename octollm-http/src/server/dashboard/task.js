@@ -123,8 +123,8 @@ function onUpdate(update) {
       addNote(update.seq, known(update.status), update.status, update.error?.message || "");
       detail.isLast = isFinished(update.status);
       announce(`Task ${update.status}`);
-      // Another attempt begins its output anew.
-      if (update.status === "queued" && detail.text) { detail.text = ""; detail.parts.stream.replaceChildren(); }
+      // Another run begins its output anew.
+      if (["queued", "processing"].includes(update.status) && detail.text) { detail.text = ""; detail.parts.stream.replaceChildren(); }
       return readTask();
   }
 }
@@ -137,7 +137,7 @@ function addNote(seq, kind, name, words) {
   while (detail.parts.notes.children.length > MOST_NOTES) detail.parts.notes.lastChild.remove();
 }
 function addChunk(data) {
-  const text = typeof data === "string" ? data : `${JSON.stringify(data)}\n`;
+  const text = visible(typeof data === "string" ? data : `${JSON.stringify(data)}\n`);
   const { stream } = detail.parts;
   const isAtEnd = stream.scrollHeight - stream.scrollTop - stream.clientHeight < 30;
   detail.text += text;

@@ -4,6 +4,12 @@
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 
+// Control characters, and those that change the order of the characters around them. Line feeds and tabs stay.
+const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+// A text as it is displayed: the page does not say something else than the text that it has from others.
+const visible = (text) => text.replace(CONTROLS, (control) => `\\u{${control.codePointAt(0).toString(16)}}`);
+const SPOKEN = ["aria-label", "title"];
+
 // All texts become text nodes and attributes, never markup.
 function el(name, attributes, ...children) {
   return filled(document.createElement(name), attributes, children);
@@ -15,14 +21,15 @@ function filled(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes || {})) {
     if (value === undefined || value === false || value === null) continue;
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else node.setAttribute(key, value === true ? "" : String(value));
+    else node.setAttribute(key, value === true ? "" : SPOKEN.includes(key) ? visible(String(value)) : String(value));
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false && child !== ""));
+  node.append(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false && child !== "").map((child) => (child instanceof Node ? child : visible(String(child)))));
   return node;
 }
 // Writes a text only where it has changed, so that selections and readers of the screen are left alone.
 function write(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const shown = visible(String(text));
+  if (node.textContent !== shown) node.textContent = shown;
 }
 function setClass(node, name) {
   if (node.className !== name) node.className = name;

@@ -37,6 +37,9 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
+    /// How long to wait before the work may be begun anew, where the call is not retryable only because its caller has received chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restart_after: Option<Duration>,
     #[serde(skip)]
     pub(crate) as_source: SourceCell,
 }
@@ -56,6 +59,7 @@ impl Failure {
             retryable: kind.usually_retryable(),
             retry_after: None,
             may_have_executed: kind.usually_executed(),
+            restart_after: None,
             as_source: SourceCell::default(),
         }
     }
@@ -78,6 +82,23 @@ impl Failure {
     pub fn before_execution(mut self) -> Self {
         self.may_have_executed = false;
         self
+    }
+
+    /// Makes it the failure of a call whose caller has received so many chunks, if any: another attempt would deliver them again.
+    pub(crate) fn after_chunks(&mut self, chunks: u64) {
+        if chunks == 0 {
+            return;
+        }
+        if self.retryable {
+            self.restart_after = Some(self.retry_after.unwrap_or_default());
+        }
+        (self.retryable, self.retry_after, self.may_have_executed) = (false, None, true);
+        self.add_detail("chunks", chunks.into());
+    }
+
+    /// Whether the work can succeed later, by this call or by one that begins it anew.
+    pub(crate) fn can_restart(&self) -> bool {
+        self.retryable || self.restart_after.is_some()
     }
 
     /// Adds a member to the details. Details that are no object become its member `details`.

@@ -4,6 +4,7 @@ mod chunks;
 
 use std::{sync::Arc, time::Duration};
 
+use http::header::ACCEPT;
 use octollm_core::{
     budget::Usage,
     error::{CallError, ErrorKind, Failure},
@@ -114,12 +115,13 @@ async fn exchange(
     let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints, begun: Some(now) };
     let place = (&*site.arm, site.url.as_str());
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
-    let sent = match is_streamed(offer, call) {
+    let sent = match is_read(call).then(|| offer.accepts_events()).flatten() {
         // Boxed, since the future of every call is as large as its largest part.
-        true => {
+        Some(accept) => {
+            request.headers_mut().insert(ACCEPT, accept);
             Box::pin(chunks::send(&directory.exchanger, request, (call, &site.arm), limits, target)).await
         }
-        false => directory.exchanger.send(request, &site.arm, limits, target).await,
+        None => directory.exchanger.send(request, &site.arm, limits, target).await,
     };
     span.end(&sent);
     let response = match sent {
@@ -152,9 +154,9 @@ async fn exchange(
     }
 }
 
-/// Whether the updates of a call are asked for: somebody reads them, and the arm has them.
-fn is_streamed(offer: &Offer, call: &Call) -> bool {
-    offer.is_octollm() && call.updates.as_ref().is_some_and(|updates| updates.is_read())
+/// Whether somebody reads the updates of a call.
+fn is_read(call: &Call) -> bool {
+    call.updates.as_ref().is_some_and(|updates| updates.is_read())
 }
 
 /// The error of a call that its breaker rejects.

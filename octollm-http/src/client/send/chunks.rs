@@ -3,10 +3,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderValue, Request, Response, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE},
-};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use octollm_core::{
     error::ErrorKind,
     json::read_output,
@@ -21,7 +18,7 @@ use crate::{
     client::{
         exchange::{CODED, Exchanger, Received, Target, is_coded, whole},
         pool::{ExchangeError, ExchangeLimits},
-        sse::{EVENTS, EventReader, ServerEvent, is_events},
+        sse::{EventReader, ServerEvent, is_events},
     },
     wire::names,
 };
@@ -29,17 +26,16 @@ use crate::{
 /// The time to wait for the end of an answer that is complete.
 const END: Duration = Duration::from_millis(100);
 
-/// Sends a call, and passes its updates on as they arrive. Returns the answer as it would be without them.
+/// Sends a call that accepts events, and passes its updates on as they arrive. Returns the answer as it would be without them.
 ///
 /// The next event is read when the last one was received.
 pub(super) async fn send(
     exchanger: &Exchanger,
-    mut request: Request<Bytes>,
+    request: Request<Bytes>,
     (call, arm): (&Call, &Arc<str>),
     limits: ExchangeLimits,
     target: impl FnOnce() -> Target,
 ) -> Result<Response<Bytes>, ExchangeError> {
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static(EVENTS));
     let answer = exchanger.send_streamed(request, None, arm, limits, target).await?;
     let most = exchanger.max_answer();
     if !answer.status().is_success() || !is_events(answer.headers()) {

@@ -20,7 +20,7 @@ use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{anyone, shared_store};
 
@@ -79,9 +79,8 @@ impl UpdateSink for Reader {
 }
 
 async fn told(brain: &Brain, tell: Tell, reader: &Arc<Reader>) -> Result<u64, ArmError> {
-    let told = brain.execute(tell, &anyone().with_updates(reader.clone()));
-    let told = tokio::time::timeout(7200 * SECOND, told).await;
-    told.unwrap_or_else(|_| panic!("no answer; {} words are read", reader.words().len()))
+    let cx = anyone().with_updates(reader.clone());
+    timeout(400 * SECOND, brain.execute(tell, &cx)).await.expect("no answer")
 }
 
 #[tokio::test(start_paused = true)]
@@ -98,11 +97,11 @@ async fn chunks_of_a_task_that_another_brain_runs_arrive_once_and_in_order() {
     let store = shared_store();
     let (asked, runs) = (teller(store.clone()), teller(store));
     asked.drain().await;
+    runs.recover().await.unwrap();
     let reader = Reader::new(Duration::ZERO);
     assert_eq!(told(&asked, Tell { words: 100, pause_ms: 50 }, &reader).await.unwrap(), 100);
     assert_eq!(reader.words(), (1..=100).collect::<Vec<_>>());
     assert!(*reader.progress.lock().unwrap() > 0);
-    drop(runs);
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +109,8 @@ async fn a_reader_that_falls_behind_another_brain_is_told_and_the_task_is_cancel
     let store = shared_store();
     let (asked, runs) = (teller(store.clone()), teller(store));
     asked.drain().await;
-    let reader = Reader::new(SECOND);
+    runs.recover().await.unwrap();
+    let reader = Reader::new(SECOND / 5);
     let error = told(&asked, Tell { words: 2_000, pause_ms: 10 }, &reader).await.unwrap_err();
     assert_eq!((error.kind(), error.failure().may_have_executed), (ErrorKind::ConnectionLost, true));
     assert!(error.failure().message.ends_with("updates of the task are no longer stored"), "{error}");
@@ -127,7 +127,7 @@ async fn a_reader_that_falls_behind_another_brain_is_told_and_the_task_is_cancel
 async fn a_task_that_is_begun_anew_ends_the_call_after_a_chunk_and_not_before() {
     for (before, words) in [(SECOND / 2, 0), (5 * SECOND / 2, 2)] {
         let store = shared_store();
-        let (asked, first) = (teller(store.clone()), teller(store.clone()));
+        let asked = teller(store.clone());
         asked.drain().await;
         let reader = Reader::new(Duration::ZERO);
         let late = arm_fn(|tell: Tell, cx: Context| async move {
@@ -138,12 +138,13 @@ async fn a_task_that_is_begun_anew_ends_the_call_after_a_chunk_and_not_before() 
             Ok::<_, ArmError>(tell.words)
         });
         let late = Brain::builder().arm::<Tell>(late).store(store.clone()).build().unwrap();
-        first.close().await;
+        late.recover().await.unwrap();
         let taken_over = async {
             sleep(before).await;
             // It hands the task back, and another one begins it anew.
-            let next = teller(store.clone());
             late.close().await;
+            let next = teller(store.clone());
+            next.recover().await.unwrap();
             next
         };
         let tell = Tell { words: 3, pause_ms: 1_000 };

@@ -1,6 +1,7 @@
 //! A brain as an arm: its caller waits for a task.
 
 use std::{
+    any::TypeId,
     collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,7 +22,7 @@ use crate::{
     id::TaskId,
     orchestrator::{Orchestrator, follow},
     task::{Submission, Task, TaskBudget, TaskRecord, TaskStatus, TaskUpdate},
-    update::{CountedChunks, UpdateSink},
+    update::{CountedChunks, Update, UpdateSink},
 };
 
 /// Runs the contract as a task of this brain and waits for its end.
@@ -33,7 +34,8 @@ use crate::{
 /// The progress and the chunks of the task are those of the call. Where the task runs in this process, its program waits for a reader
 /// that is slow, as any arm does. Where another brain on the store runs it, the chunks are read from the stored updates, and the program
 /// does not wait. A call whose caller reads chunks fails with [`ErrorKind::ConnectionLost`], and its task is cancelled, if chunks are no
-/// longer stored when they are read, or if another run begins the task anew after a chunk. A caller that reads none does not notice that.
+/// longer stored when they are read, or if another run begins the task anew after a chunk. A caller that reads none does not notice that. Those of a
+/// contract without chunks, which are for the watchers of its tasks, are not passed on.
 ///
 /// A brain that is closed answers with [`ErrorKind::Unavailable`]: see [`Brain::close`]. While it drains it accepts calls, and
 /// their tasks wait for another brain on the store, until the brain closes.
@@ -47,7 +49,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false, lost: false };
-        let waiting = self.0.callers.add(&id, cx);
+        let waiting = self.0.callers.add::<C>(&id, cx);
         self.accept(record, None, cx).await?;
         guard.stored = true;
         let (task, used, ended) = match self.ended(&id, end, cx, waiting).await {
@@ -239,13 +241,20 @@ impl Callers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
+    fn add<C: TaskContract>(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
         let (sender, ended) = oneshot::channel();
-        let chunks = cx.reader().map(CountedChunks::new);
-        let cx = match &chunks {
-            Some(chunks) => cx.clone().with_updates(chunks.clone()),
-            None => cx.clone(),
-        };
+        let (mut reporting, mut chunks) = (cx.clone(), None);
+        match cx.reader() {
+            Some(reader) if TypeId::of::<C::Chunk>() != TypeId::of::<()>() => {
+                let counted = CountedChunks::new(reader);
+                reporting = reporting.with_updates(counted.clone());
+                chunks = Some(counted);
+            }
+            // The program may send chunks to the watchers of its task.
+            Some(reader) => reporting = reporting.with_updates(Arc::new(ProgressAlone(reader))),
+            None => {}
+        }
+        let cx = reporting;
         self.callers().insert(id.clone(), Caller { cx: cx.downgrade(), ended: sender });
         Waiting { callers: self, id: id.clone(), ended, cx, chunks }
     }
@@ -261,6 +270,19 @@ impl Callers {
     }
 }
 
+/// Receives no chunks.
+struct ProgressAlone(Arc<dyn UpdateSink>);
+
+impl UpdateSink for ProgressAlone {
+    fn update(&self, update: Update) {
+        self.0.update(update);
+    }
+
+    fn is_read(&self) -> bool {
+        false
+    }
+}
+
 /// The wait of a caller.
 struct Waiting<'a> {
     callers: &'a Callers,
@@ -268,7 +290,7 @@ struct Waiting<'a> {
     ended: oneshot::Receiver<Arc<TaskRecord>>,
     /// The context to which the updates of the task are reported.
     cx: Context,
-    /// The chunks that its reader has received; `None` where there is no reader.
+    /// The chunks that its reader has received; `None` where there is no reader, or the contract has none.
     chunks: Option<Arc<CountedChunks>>,
 }
 

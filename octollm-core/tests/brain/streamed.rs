@@ -13,7 +13,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
     store::MemoryStore,
-    task::{TaskQuery, TaskStatus},
+    task::{TaskQuery, TaskStatus, TaskUpdate},
     update::{Update, UpdateSink},
 };
 use octollm_macros::TaskContract;
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{anyone, shared_store};
+use crate::support::{Compute, anyone, shared_store};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -90,6 +90,35 @@ async fn a_program_waits_for_who_reads_its_chunks_in_this_process() {
     assert_eq!(reader.words(), (1..=300).collect::<Vec<_>>());
     assert!(*reader.progress.lock().unwrap() >= 300, "each progress");
     assert!((300 * SECOND..301 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunks_for_watchers_alone_are_not_those_of_the_call() {
+    let arm = arm_fn(|input: Compute, cx: Context| async move {
+        for word in 0..input.number {
+            cx.progress(50, "going on");
+            cx.chunk::<Tell>(&word).await;
+            sleep(SECOND / 100).await;
+        }
+        Ok::<_, ArmError>(input.number)
+    });
+    let (store, arm) = (shared_store(), Arc::new(arm));
+    let brain = || Brain::builder().arm::<Compute>(arm.clone()).store(store.clone()).build().unwrap();
+    let (here, elsewhere, reader) = (brain(), brain(), Reader::new(SECOND));
+    let cx = anyone().with_updates(reader.clone());
+    assert_eq!(here.execute(Compute { number: 1_000 }, &cx).await.unwrap(), 1_000);
+    here.drain().await;
+    elsewhere.recover().await.unwrap();
+    assert_eq!(here.execute(Compute { number: 1_000 }, &cx).await.unwrap(), 1_000);
+    assert_eq!(reader.words(), []);
+    assert!(*reader.progress.lock().unwrap() > 1_000);
+    let id = here.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0).task_id;
+    let mut updates = here.watch(&id, None, &anyone()).await.unwrap();
+    let mut stored = 0;
+    while let Some(update) = updates.next().await {
+        stored += usize::from(matches!(update, TaskUpdate::Chunk { .. }));
+    }
+    assert!(stored > 0);
 }
 
 #[tokio::test(start_paused = true)]

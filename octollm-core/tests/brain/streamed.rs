@@ -110,7 +110,7 @@ async fn chunks_for_watchers_alone_are_not_those_of_the_call() {
     here.drain().await;
     elsewhere.recover().await.unwrap();
     assert_eq!(here.execute(Compute { number: 1_000 }, &cx).await.unwrap(), 1_000);
-    assert_eq!(reader.words(), []);
+    assert_eq!(reader.words(), [0_u64; 0]);
     assert!(*reader.progress.lock().unwrap() > 1_000);
     let id = here.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0).task_id;
     let mut updates = here.watch(&id, None, &anyone()).await.unwrap();

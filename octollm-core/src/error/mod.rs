@@ -39,7 +39,7 @@ pub struct Failure {
     pub may_have_executed: bool,
     /// See [`restart_after`](Self::restart_after). Four bytes, since every result of a call has room for a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    restart_after_ms: Option<NonZeroU32>,
+    pub(crate) restart_after_ms: Option<NonZeroU32>,
     #[serde(skip)]
     pub(crate) as_source: SourceCell,
 }

@@ -24,7 +24,7 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     explain::CallRecord,
     parts::ContextParts,
-    update::UpdateSink,
+    update::{CountedChunks, UpdateSink},
 };
 
 /// One call on its way to an arm.
@@ -61,6 +61,7 @@ pub struct Call {
     pub instance: Option<Arc<str>>,
     /// Receives the progress and the chunks of the called arm.
     pub updates: Option<Arc<dyn UpdateSink>>,
+    pub(crate) delivered: Delivered,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
     pub handle: Option<String>,
     /// What happens on the way is written to it. `None` where nobody asks: then nothing is recorded.
@@ -86,6 +87,7 @@ impl Call {
             only: None,
             instance: None,
             updates: None,
+            delivered: Delivered::default(),
             handle: None,
             explain: None,
             reads: |output| serde_json::from_slice::<serde::de::IgnoredAny>(output).map(drop),
@@ -95,6 +97,25 @@ impl Call {
     /// Whether the caller's own spec declares the contract idempotent.
     pub fn is_idempotent(&self) -> bool {
         self.spec.as_ref().is_some_and(Spec::is_idempotent)
+    }
+
+    /// Sets the sink of the caller, and counts the chunks that it receives.
+    pub(crate) fn deliver_to(&mut self, sink: Arc<dyn UpdateSink>) {
+        let counted = CountedChunks::new(sink);
+        self.updates = Some(counted.clone());
+        self.delivered = Delivered(Some(counted));
+    }
+
+    /// The failure of an attempt at this call, as its caller gets it. Once the caller has received a chunk, in this attempt or in an
+    /// earlier one, the failure is not retryable, the work may have been done, and `details.chunks` is the number of chunks. Else it is
+    /// unchanged.
+    ///
+    /// [`Context`](crate::context::Context) and [`RetryLayer`](crate::resilience::RetryLayer) apply it to what they get from any
+    /// transport, so that a transport needs it only below retries of its own.
+    #[must_use]
+    pub fn failed(&self, mut failure: Failure) -> Failure {
+        failure.after_chunks(self.delivered.chunks());
+        failure
     }
 
     /// Checks that arms can run the call as the caller asks: one that [must run once](Self::run_once) is not sent to an arm that
@@ -124,6 +145,24 @@ impl fmt::Debug for Call {
             .field("retry", &self.retry)
             .field("avoid", &self.avoid)
             .finish_non_exhaustive()
+    }
+}
+
+/// The chunks of a call that its caller has received, over all attempts.
+#[derive(Clone, Default)]
+pub(crate) struct Delivered(Option<Arc<CountedChunks>>);
+
+impl Delivered {
+    fn chunks(&self) -> u64 {
+        self.0.as_ref().map_or(0, |counted| counted.count())
+    }
+
+    /// The error of the call: see [`Call::failed`].
+    pub(crate) fn failed(&self, error: CallError) -> CallError {
+        match self.chunks() {
+            0 => error,
+            chunks => error.map_failure(|failure| failure.after_chunks(chunks)),
+        }
     }
 }
 

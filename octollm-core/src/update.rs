@@ -1,5 +1,10 @@
 //! Progress and other updates of running work.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -111,7 +116,7 @@ pub trait UpdateSink: Send + Sync + 'static {
 
 /// Drops every update where there is no sink.
 #[async_trait]
-impl UpdateSink for Option<std::sync::Arc<dyn UpdateSink>> {
+impl UpdateSink for Option<Arc<dyn UpdateSink>> {
     fn update(&self, update: Update) {
         if let Some(sink) = self {
             sink.update(update);
@@ -133,5 +138,49 @@ impl UpdateSink for Option<std::sync::Arc<dyn UpdateSink>> {
             Some(sink) => sink.handle(handle).await,
             None => Ok(()),
         }
+    }
+}
+
+/// Counts the chunks that a sink receives.
+pub(crate) struct CountedChunks {
+    to: Arc<dyn UpdateSink>,
+    chunks: AtomicU64,
+}
+
+impl CountedChunks {
+    pub(crate) fn new(to: Arc<dyn UpdateSink>) -> Arc<Self> {
+        Arc::new(Self { to, chunks: AtomicU64::new(0) })
+    }
+
+    /// Chunks so far, with one that is being received.
+    pub(crate) fn count(&self) -> u64 {
+        self.chunks.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl UpdateSink for CountedChunks {
+    fn update(&self, update: Update) {
+        if matches!(update, Update::Chunk(_)) {
+            self.add();
+        }
+        self.to.update(update);
+    }
+
+    async fn chunk(&self, chunk: Value) {
+        self.add();
+        self.to.chunk(chunk).await;
+    }
+
+    fn is_read(&self) -> bool {
+        self.to.is_read()
+    }
+
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
+        self.to.handle(handle).await
     }
 }

@@ -1,6 +1,7 @@
 //! A brain as an arm: its caller waits for a task.
 
 use std::{
+    any::TypeId,
     collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Brain, limited, replay::replayed, running::Stop, tasks::closed};
+use super::{Brain, limited, replay::replayed, running::Stop, tasks::closed, updates::watch};
 use crate::{
     arm::Arm,
     budget::Usage,
@@ -21,6 +22,7 @@ use crate::{
     id::TaskId,
     orchestrator::{Orchestrator, follow},
     task::{Submission, Task, TaskBudget, TaskRecord, TaskStatus, TaskUpdate},
+    update::{CountedChunks, Update, UpdateSink},
 };
 
 /// Runs the contract as a task of this brain and waits for its end.
@@ -28,6 +30,12 @@ use crate::{
 /// The task has at most the budget of the caller, and slightly less time than its deadline leaves, so that the usage of the
 /// task is known before the deadline. It is cancelled when the call is dropped. The usage of a task that another brain on the
 /// store runs is what its journal has if it is cancelled, and one unmetered call if that has nothing.
+///
+/// The progress and the chunks of the task are those of the call. Where the task runs in this process, its program waits for a reader
+/// that is slow, as any arm does. Where another brain on the store runs it, the chunks are read from the stored updates, and the program
+/// does not wait. A call whose caller reads chunks fails with [`ErrorKind::ConnectionLost`], and its task is cancelled, if chunks are no
+/// longer stored when they are read, or if another run begins the task anew after a chunk. A caller that reads none does not notice that. Those of a
+/// contract without chunks, which are for the watchers of its tasks, are not passed on.
 ///
 /// A brain that is closed answers with [`ErrorKind::Unavailable`]: see [`Brain::close`]. While it drains it accepts calls, and
 /// their tasks wait for another brain on the store, until the brain closes.
@@ -41,7 +49,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false, lost: false };
-        let waiting = self.0.callers.add(&id, cx);
+        let waiting = self.0.callers.add::<C>(&id, cx);
         self.accept(record, None, cx).await?;
         guard.stored = true;
         let (task, used, ended) = match self.ended(&id, end, cx, waiting).await {
@@ -117,6 +125,7 @@ impl Brain {
         cx: &Context,
         mut waiting: Waiting<'_>,
     ) -> Result<(Task, Option<Usage>), Failure> {
+        let (reporting, chunks) = (waiting.cx.clone(), waiting.chunks.clone());
         let mut ended = timeout(ELSEWHERE, &mut waiting.ended).await.ok();
         if ended.is_none() && self.0.callers.has_begun(id) {
             ended = Some((&mut waiting.ended).await);
@@ -131,15 +140,66 @@ impl Brain {
             return Ok(finished(record));
         }
         let each = |update: &TaskUpdate| {
-            if gave_up || !self.0.callers.has_begun(id) {
+            if chunks.is_none() && (gave_up || !self.0.callers.has_begun(id)) {
                 pass_on(update, cx);
             }
+        };
+        let elsewhere = async {
+            if let Some(chunks) = &chunks {
+                self.pass_on_stored(id, gave_up, &reporting, chunks).await?;
+            }
+            follow(self, id, cx, each).await
         };
         tokio::select! {
             biased;
             Ok(record) = &mut waiting.ended, if !gave_up => Ok(finished(record)),
-            task = follow(self, id, cx, each) => Ok((task?, None)),
+            task = elsewhere => Ok((task?, None)),
         }
+    }
+
+    /// Reports the stored progress and chunks of a task as those of the arm, to the end of the task. A run in this process reports
+    /// its own, unless `gave_up`, or unless chunks of a run elsewhere were reported before it began.
+    ///
+    /// # Errors
+    /// Chunks are missing, or another run has begun the task anew after some.
+    async fn pass_on_stored(
+        &self,
+        id: &TaskId,
+        gave_up: bool,
+        cx: &Context,
+        chunks: &CountedChunks,
+    ) -> Result<(), Failure> {
+        let lost = |words: String| Err(Failure::new(ErrorKind::ConnectionLost, words));
+        if gave_up && chunks.count() > 0 {
+            return lost("the task is begun anew elsewhere".to_owned());
+        }
+        let (mut from_store, mut runs, mut stored) = (gave_up, 0, 0_u64);
+        let mut updates = watch(self.0.store.clone(), id.clone(), None);
+        while let Some(update) = updates.next().await {
+            let is_here = !from_store && self.0.callers.has_begun(id);
+            match update {
+                TaskUpdate::Chunk { data, .. } => {
+                    stored += 1;
+                    // From now on no run here reports its chunks to the caller.
+                    from_store = from_store || self.0.callers.take(id).is_some();
+                    if from_store && let Ok(data) = data.read() {
+                        chunks.chunk(data).await;
+                    }
+                }
+                TaskUpdate::Status { status: TaskStatus::Processing, .. } => {
+                    runs += 1;
+                    if runs > 1 && stored > 0 && chunks.count() > 0 {
+                        return lost(format!("the task is begun anew after {} chunks", chunks.count()));
+                    }
+                }
+                TaskUpdate::Gap { missed, .. } if !is_here => {
+                    return lost(format!("{missed} updates of the task are no longer stored"));
+                }
+                update if !is_here => pass_on(&update, cx),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The usage of a task that has ended.
@@ -170,7 +230,7 @@ pub(super) struct Callers(Mutex<HashMap<TaskId, Caller>>);
 
 /// A caller that waits for a task.
 pub(super) struct Caller {
-    /// Reports the progress of the task.
+    /// Reports the progress and the chunks of the task.
     pub(super) cx: WeakContext,
     /// Takes the record of the task once its end is stored. It is dropped where the run does not end the task.
     pub(super) ended: oneshot::Sender<Arc<TaskRecord>>,
@@ -181,10 +241,22 @@ impl Callers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
+    fn add<C: TaskContract>(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
         let (sender, ended) = oneshot::channel();
+        let (mut reporting, mut chunks) = (cx.clone(), None);
+        match cx.reader() {
+            Some(reader) if TypeId::of::<C::Chunk>() != TypeId::of::<()>() => {
+                let counted = CountedChunks::new(reader);
+                reporting = reporting.with_updates(counted.clone());
+                chunks = Some(counted);
+            }
+            // The program may send chunks to the watchers of its task.
+            Some(reader) => reporting = reporting.with_updates(Arc::new(ProgressAlone(reader))),
+            None => {}
+        }
+        let cx = reporting;
         self.callers().insert(id.clone(), Caller { cx: cx.downgrade(), ended: sender });
-        Waiting { callers: self, id: id.clone(), ended }
+        Waiting { callers: self, id: id.clone(), ended, cx, chunks }
     }
 
     /// Whether a run of a task has begun here whose caller waits.
@@ -198,11 +270,28 @@ impl Callers {
     }
 }
 
+/// Receives no chunks.
+struct ProgressAlone(Arc<dyn UpdateSink>);
+
+impl UpdateSink for ProgressAlone {
+    fn update(&self, update: Update) {
+        self.0.update(update);
+    }
+
+    fn is_read(&self) -> bool {
+        false
+    }
+}
+
 /// The wait of a caller.
 struct Waiting<'a> {
     callers: &'a Callers,
     id: TaskId,
     ended: oneshot::Receiver<Arc<TaskRecord>>,
+    /// The context to which the updates of the task are reported.
+    cx: Context,
+    /// The chunks that its reader has received; `None` where there is no reader, or the contract has none.
+    chunks: Option<Arc<CountedChunks>>,
 }
 
 impl Drop for Waiting<'_> {

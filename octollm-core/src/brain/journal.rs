@@ -246,6 +246,7 @@ impl Shared {
     /// Sends a call. An output that its caller cannot decode is a failure.
     fn sent(&self, call: Call) -> impl Future<Output = Result<Reply, CallError>> {
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
+        let delivered = call.delivered.clone();
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let in_flight = InFlight(&self.in_flight);
         // Not that of the `Arc`, which boxes the future once more.
@@ -253,11 +254,11 @@ impl Shared {
         async move {
             let answer = sent_until(deadline, &contract, work, report).await;
             drop(in_flight);
-            let reply = answer?;
-            match reads(&reply.output) {
+            let read = answer.and_then(|reply| match reads(&reply.output) {
                 Ok(()) => Ok(reply),
                 Err(error) => Err(self.transport.explain(reply.unreadable(contract, error))),
-            }
+            });
+            read.map_err(|error| delivered.failed(error))
         }
     }
 

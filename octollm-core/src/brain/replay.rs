@@ -314,7 +314,7 @@ pub(super) fn retry(
 ) -> Option<Vec<JournalEntry>> {
     let of_call = error.step.as_ref().and_then(|step| failure_of(step, journal));
     let is_that_of_call = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UpstreamFailed);
-    let can_help = error.retryable || is_that_of_call && of_call.is_some_and(|failure| failure.retryable);
+    let can_help = error.retryable || is_that_of_call && of_call.is_some_and(Failure::can_restart);
     if !can_help || record.attempts_left() == 0 {
         return None;
     }

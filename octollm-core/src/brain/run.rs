@@ -336,7 +336,9 @@ async fn again(
     let journal = journal(inner, record).await?;
     let retries = record.retries();
     let of_call = error.step.as_ref().and_then(|step| failure_of(step, &journal));
-    let asked = failure.retry_after.or_else(|| of_call.and_then(|failure| failure.retry_after));
+    let asked = failure
+        .retry_after
+        .or_else(|| of_call.and_then(|failure| failure.retry_after.or(failure.restart_after())));
     let wait = retry_wait(&inner.limits, retries, asked, random());
     // The attempt would be refused.
     let start = now.checked_add(wait).unwrap_or(Timestamp::MAX);

@@ -43,7 +43,7 @@ pub(super) struct UpdateLog {
     version: watch::Sender<u64>,
     /// The context of the run, which has this log for its updates, and the number of its calls in flight.
     context: OnceLock<(WeakContext, Arc<AtomicUsize>)>,
-    /// The context of a caller in this process, which reports the progress of the task as its own.
+    /// The context of a caller in this process, which reports the progress and the chunks of the task as its own.
     caller: Option<WeakContext>,
 }
 
@@ -186,14 +186,21 @@ impl UpdateSink for UpdateLog {
             state.pending.len() < PENDING || state.ended
         };
         let _ = version.wait_for(has_room).await;
+        let caller = self.caller.as_ref().and_then(WeakContext::upgrade).and_then(|caller| caller.reader());
+        let to_caller = caller.map(|caller| (caller, data.clone()));
         let update = chunk(&self.task_id, data);
-        let mut state = self.state();
-        // A chunk after the end, from work that the arm has left running, is dropped.
-        if !state.ended {
+        {
+            let mut state = self.state();
+            // A chunk after the end, from work that the arm has left running, is dropped.
+            if state.ended {
+                return;
+            }
             state.pending.push(update);
         }
-        drop(state);
         self.moved();
+        if let Some((caller, data)) = to_caller {
+            caller.chunk(data).await;
+        }
     }
 }
 

@@ -128,8 +128,8 @@ impl<T> CallFuture<T> {
         self.with(|request| request.repeated = true)
     }
 
-    /// Sends the progress and the chunks of the called arm to `sink`, if the transport carries them. A further attempt sends
-    /// its chunks from the first one on.
+    /// Sends the progress and the chunks of the called arm to `sink`, if the transport carries them. Until the first chunk the call is
+    /// tried again as any call is. A failure after it is not retryable, and its `details.chunks` is the number of chunks.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
         self.with(|request| request.updates = Some(sink))
     }
@@ -315,7 +315,7 @@ impl UnsentCall {
         let call = self.call(budget, now)?;
         let Context(shared) = &self.cx;
         let refusal = spent(call.parts.deadline, budget, now);
-        let is_sent = refusal.is_none();
+        let (is_sent, delivered) = (refusal.is_none(), call.delivered.clone());
         let (span, work) = begin(&*shared.transport, call, refusal);
         let work = pin!(Some(work));
         let mut sent = Sent::new(work, |usage| {
@@ -337,7 +337,7 @@ impl UnsentCall {
                 }),
             })
         });
-        answer.await.inspect_err(|error| span.failed(error.kind()))
+        answer.await.map_err(|error| delivered.failed(error)).inspect_err(|error| span.failed(error.kind()))
     }
 
     /// The call as the transport gets it.
@@ -353,7 +353,9 @@ impl UnsentCall {
         call.retry = self.retry;
         call.run_once = self.key.is_some();
         (call.parts.key, call.parts.repeated) = (self.key.take(), self.repeated);
-        call.updates = self.updates.take();
+        if let Some(updates) = self.updates.take() {
+            call.deliver_to(updates);
+        }
         call.explain = self.explain.take();
         call.reads = self.reads;
         Ok(call)

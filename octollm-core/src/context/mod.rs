@@ -323,6 +323,11 @@ impl Context {
         }
     }
 
+    /// The sink of the updates, where somebody reads them.
+    pub(crate) fn reader(&self) -> Option<Arc<dyn UpdateSink>> {
+        self.0.updates.clone().filter(|updates| updates.is_read())
+    }
+
     fn update(&self, update: impl FnOnce() -> Update) {
         if let Some(updates) = &self.0.updates {
             updates.update(update());

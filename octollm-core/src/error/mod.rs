@@ -8,7 +8,7 @@ mod call_error;
 mod kind;
 mod program;
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{fmt, num::NonZeroU32, sync::OnceLock, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
+    /// See [`restart_after`](Self::restart_after). Four bytes, since every result of a call has room for a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restart_after_ms: Option<NonZeroU32>,
     #[serde(skip)]
     pub(crate) as_source: SourceCell,
 }
@@ -56,6 +59,7 @@ impl Failure {
             retryable: kind.usually_retryable(),
             retry_after: None,
             may_have_executed: kind.usually_executed(),
+            restart_after_ms: None,
             as_source: SourceCell::default(),
         }
     }
@@ -78,6 +82,29 @@ impl Failure {
     pub fn before_execution(mut self) -> Self {
         self.may_have_executed = false;
         self
+    }
+
+    /// Makes it the failure of a call whose caller has received so many chunks, if any: another attempt would deliver them again.
+    pub(crate) fn after_chunks(&mut self, chunks: u64) {
+        if chunks == 0 {
+            return;
+        }
+        if self.retryable {
+            let wait = self.retry_after.unwrap_or_default().as_millis().try_into().unwrap_or(u32::MAX);
+            self.restart_after_ms = NonZeroU32::new(wait.max(1));
+        }
+        (self.retryable, self.retry_after, self.may_have_executed) = (false, None, true);
+        self.add_detail("chunks", chunks.into());
+    }
+
+    /// Whether the work can succeed later, by this call or by one that begins it anew.
+    pub(crate) fn can_restart(&self) -> bool {
+        self.retryable || self.restart_after_ms.is_some()
+    }
+
+    /// How long to wait before the work may be begun anew, where the call is not retryable only because its caller has received chunks.
+    pub(crate) fn restart_after(&self) -> Option<Duration> {
+        self.restart_after_ms.map(|wait| Duration::from_millis(wait.get().into()))
     }
 
     /// Adds a member to the details. Details that are no object become its member `details`.

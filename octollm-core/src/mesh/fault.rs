@@ -1,13 +1,25 @@
 //! The faults of calls.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     contract::{ContractRef, TaskContract},
     error::{ErrorKind, Failure},
     transport::Call,
+    update::{Update, UpdateSink},
 };
 
 /// A fault of a call to an arm. [`once`](Self::once), [`times`](Self::times) or [`always`](Self::always) sets how often it
@@ -17,6 +29,9 @@ use crate::{
 pub enum Fault {
     /// The arm starts, and is dropped where it first waits. The connection of the caller is lost, and the work may have run.
     Crash,
+    /// The caller receives so many chunks, and then its connection is lost. The arm is dropped where it sends the next one; of an arm
+    /// that sends no more, the answer is lost. The work may have run.
+    CrashAfterChunks(u64),
     /// The arm does not start, and the call never returns. The deadline of the caller ends it.
     Hang,
     /// The arm starts after this time, unless the caller drops the call before.
@@ -53,11 +68,50 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Crash => f.write_str("crash"),
+            Self::CrashAfterChunks(chunks) => write!(f, "crash after {chunks} chunks"),
             Self::Hang => f.write_str("hang"),
             Self::Slow(by) => write!(f, "slow by {by:?}"),
             Self::Error(failure) => write!(f, "error {}", failure.kind),
             Self::DropReply => f.write_str("drop the reply"),
         }
+    }
+}
+
+/// Passes so many chunks on, and then none.
+pub(super) struct ChunkLimit {
+    to: Option<Arc<dyn UpdateSink>>,
+    left: AtomicU64,
+    /// Cancelled by the first chunk that is not passed on.
+    reached: CancellationToken,
+}
+
+impl ChunkLimit {
+    pub(super) fn new(chunks: u64, to: Option<Arc<dyn UpdateSink>>) -> Arc<Self> {
+        Arc::new(Self { to, left: AtomicU64::new(chunks), reached: CancellationToken::new() })
+    }
+
+    pub(super) fn reached(&self) -> CancellationToken {
+        self.reached.clone()
+    }
+}
+
+#[async_trait]
+impl UpdateSink for ChunkLimit {
+    fn update(&self, update: Update) {
+        self.to.update(update);
+    }
+
+    async fn chunk(&self, chunk: Value) {
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if left.is_err() {
+            self.reached.cancel();
+            pending::<()>().await;
+        }
+        self.to.chunk(chunk).await;
+    }
+
+    fn is_read(&self) -> bool {
+        self.to.is_read()
     }
 }
 

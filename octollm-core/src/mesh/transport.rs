@@ -9,11 +9,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 use tower::{Layer, service_fn, util::BoxCloneSyncService};
 
 use super::{
     calls::{Ending, Recorder},
-    fault::{Fault, Faults},
+    fault::{ChunkLimit, Fault, Faults},
 };
 use crate::{
     budget::Usage,
@@ -173,7 +174,12 @@ impl Choice {
         let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
         let deadline = call.parts.deadline;
         let mut cx = Context::from_parts(call.parts, self.calls_of(arm));
-        if let Some(updates) = call.updates {
+        let mut limit_reached = CancellationToken::new();
+        if let Some(Fault::CrashAfterChunks(chunks)) = fault {
+            let limit = ChunkLimit::new(chunks, call.updates);
+            limit_reached = limit.reached();
+            cx = cx.with_updates(limit);
+        } else if let Some(updates) = call.updates {
             cx = cx.with_updates(updates);
         }
         let work = pin!(async {
@@ -181,7 +187,7 @@ impl Choice {
             (result.map_err(ArmError::into_failure), cx.used())
         });
         // As above the layers, but here the arm is known.
-        let outcome = Deadline::run_until(deadline, with_fault(fault, work, &arm.id)).await;
+        let outcome = Deadline::run_until(deadline, with_fault(fault, work, limit_reached, &arm.id)).await;
         let outcome = outcome.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)));
         let (result, usage) = outcome.unwrap_or_else(|failure| (Err(failure), Usage::default()));
         in_process.0 = None;
@@ -238,10 +244,11 @@ impl Shared {
     }
 }
 
-/// Runs the work of an arm under a fault.
+/// Runs the work of an arm under a fault. `limit` is cancelled by a chunk that does not reach the caller.
 async fn with_fault<T>(
     fault: Option<Fault>,
     mut work: Pin<&mut (impl Future<Output = T> + Send)>,
+    limit: CancellationToken,
     arm: &str,
 ) -> Result<T, Failure> {
     let lost = || Failure::new(ErrorKind::ConnectionLost, format!("the connection to {arm} was lost"));
@@ -249,6 +256,14 @@ async fn with_fault<T>(
     match fault {
         Fault::Crash => {
             poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
+            Err(lost())
+        }
+        Fault::CrashAfterChunks(_) => {
+            tokio::select! {
+                biased;
+                _ = work => {}
+                () = limit.cancelled() => {}
+            }
             Err(lost())
         }
         Fault::Hang => pending().await,

@@ -33,9 +33,10 @@ static HEDGES: LazyLock<Counters> = LazyLock::new(|| {
 /// first answer counts, and the other call is cancelled.
 ///
 /// There is one further call at most, and it takes a token of the [`RetryBudget`], so that hedges cannot multiply the load of a
-/// target that is slow. Until 20 calls have been answered there is none. A call that fails is not hedged: that is for a
-/// [`RetryLayer`](super::RetryLayer), which belongs above this one. As a `layer` of `Arms` it is above the retries of the client: the
-/// first call and the hedge then each have further attempts of their own. Every value of a limit is valid.
+/// target that is slow. Until 20 calls have been answered there is none. A call whose chunks are read has none, since its reader would
+/// get the chunks of both. A call that fails is not hedged: that is for a [`RetryLayer`](super::RetryLayer), which belongs above this
+/// one. As a `layer` of `Arms` it is above the retries of the client: the first call and the hedge then each have further attempts of
+/// their own. Every value of a limit is valid.
 ///
 /// ```
 /// use std::time::Duration;

@@ -188,7 +188,9 @@ impl Protocol for Calls {
     }
 
     fn copy(&self, call: &Call) -> Option<Call> {
-        call.is_idempotent().then(|| call.clone())
+        // Two calls would mix their chunks.
+        let is_streamed = call.updates.as_ref().is_some_and(|updates| updates.is_read());
+        (call.is_idempotent() && !is_streamed).then(|| call.clone())
     }
 
     fn watch(&self, call: &mut Call) {
@@ -233,7 +235,7 @@ fn add(result: &mut Result<Reply, CallError>, attempts: u32, usage: Usage, may_h
 
 /// What a failure says of the endpoint that a request was sent to, or would have been.
 pub fn outcome_of_failure(failure: &Failure, has_endpoint: bool) -> Outcome {
-    let (sent, passed_on) = (failure.may_have_executed, !failure.retryable);
+    let (sent, passed_on) = (failure.may_have_executed, !failure.can_restart());
     match failure.kind {
         // The caller has ended it, or this side has not sent it.
         ErrorKind::Cancelled | ErrorKind::CircuitOpen => Outcome::Ignored,

@@ -293,9 +293,10 @@ async fn attempt<S>(service: &mut S, call: Call) -> Result<Reply, CallError>
 where
     S: Service<Call, Response = Reply, Error = CallError>,
 {
-    let (deadline, contract) = (call.parts.deadline, call.contract.clone());
+    let (deadline, contract, delivered) =
+        (call.parts.deadline, call.contract.clone(), call.delivered.clone());
     let answer = async { service.ready().await?.call(call).await };
-    sent_until(deadline, &contract, answer, report).await
+    sent_until(deadline, &contract, answer, report).await.map_err(|error| delivered.failed(error))
 }
 
 /// Remembers the handle that an attempt reports, for the next one.

@@ -165,6 +165,22 @@ async fn a_failure_that_no_attempt_can_help_ends_the_task() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_of_the_arm_with_that_of_a_call_as_its_source_makes_that_call_again() {
+    let program = program(|_, cx: Context| async move {
+        let called = cx.call(Increment { number: 1 }).await;
+        Ok(called.map_err(|error| ArmError::unavailable("not now").with_source(error))?)
+    });
+    let mut left = 2;
+    let arms = Scripted::new(move |call| {
+        left -= 1;
+        // Of a kind that is not retryable by itself.
+        if left < 0 { Does::Answers("7") } else { Does::Fails(error(call, ErrorKind::ArmFailed)) }
+    });
+    let task = run(&on(&shared_store(), &arms, program), compute(1).attempts(5)).await;
+    assert_eq!((task.status, task.attempt, arms.steps().len()), (TaskStatus::Completed, 3, 3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_may_have_run_and_must_not_run_twice_ends_the_task() {
     let charge = || program(|_, cx: Context| async move { Ok(cx.call(Charge { amount: 1 }).await?) });
     // Lost: it may have run.

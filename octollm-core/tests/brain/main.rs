@@ -19,6 +19,7 @@ mod replay;
 mod reruns;
 mod scripted;
 mod storm;
+mod streamed;
 mod support;
 mod trouble;
 mod unique;

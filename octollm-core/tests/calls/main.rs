@@ -11,4 +11,5 @@ mod once;
 mod own_keys;
 mod retries;
 mod single;
+mod streamed;
 mod support;

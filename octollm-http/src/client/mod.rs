@@ -137,7 +137,8 @@ impl Arms {
 
     /// Calls the arm that serves `C`, in a new context, and streams the chunks of its output: see [`Context::stream`].
     ///
-    /// An arm of octollm streams them as server-sent events. From another one there are no chunks, and the output is the same.
+    /// An arm of octollm streams them as server-sent events, and so does any arm that can and whose card has a `chunk_schema`. An arm that
+    /// answers with JSON has no chunks, and the output is the same.
     pub fn stream<C: TaskContract>(&self, input: C) -> CallStream<C> {
         self.context().stream(input)
     }
@@ -263,6 +264,10 @@ impl ArmsBuilder {
 
     /// Adds a service that serves `C` at its usual path and is not asked for a card, such as one without octollm. A service with
     /// several contracts is added once for each, with the same URLs.
+    ///
+    /// Where `C` has chunks, a [stream](Arms::stream) accepts both `text/event-stream` and `application/json`, and takes what the service
+    /// answers. Events of another form than those of `docs/wire.md` are [`BadResponse`](octollm_core::error::ErrorKind::BadResponse):
+    /// such a service is called without streaming.
     pub fn endpoint_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         // The schemas of the service are not known.
         let mut card = ContractCard::of::<C>();

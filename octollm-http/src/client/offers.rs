@@ -23,6 +23,7 @@ use super::{
     exchange::Target,
     metrics::CallMeter,
     site::Site,
+    sse::EVENTS,
 };
 use crate::wire;
 
@@ -49,6 +50,8 @@ pub(super) struct Offer {
     keys: Keys,
     /// By its card.
     idempotent: bool,
+    /// Whether its card has chunks.
+    has_chunks: bool,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call with schemas.
@@ -158,6 +161,16 @@ impl Offer {
     /// Whether its server is one of octollm, by its card.
     pub(super) fn is_octollm(&self) -> bool {
         self.callee.instance.is_some()
+    }
+
+    /// What a request accepts whose updates are read: events, and of a server that may not have them JSON as well. `None` where the
+    /// server is not asked for them.
+    pub(super) fn accepts_events(&self) -> Option<HeaderValue> {
+        match (self.is_octollm(), self.has_chunks) {
+            (true, _) => Some(HeaderValue::from_static(EVENTS)),
+            (false, true) => Some(HeaderValue::from_static("text/event-stream, application/json")),
+            (false, false) => None,
+        }
     }
 
     /// The request of one call, at `now`.
@@ -280,6 +293,7 @@ fn offer(
         timeout: Duration::from_millis(contract.timeout_ms),
         keys: contract.keys,
         idempotent: contract.idempotent,
+        has_chunks: !contract.chunk_schema.is_null(),
         meter,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),

@@ -4,6 +4,7 @@ mod chunks;
 
 use std::{sync::Arc, time::Duration};
 
+use http::header::ACCEPT;
 use octollm_core::{
     budget::Usage,
     error::{CallError, ErrorKind, Failure},
@@ -114,12 +115,13 @@ async fn exchange(
     let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints, begun: Some(now) };
     let place = (&*site.arm, site.url.as_str());
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
-    let (sent, chunks) = match is_streamed(offer, call) {
+    let sent = match is_read(call).then(|| offer.accepts_events()).flatten() {
         // Boxed, since the future of every call is as large as its largest part.
-        true => {
+        Some(accept) => {
+            request.headers_mut().insert(ACCEPT, accept);
             Box::pin(chunks::send(&directory.exchanger, request, (call, &site.arm), limits, target)).await
         }
-        false => (directory.exchanger.send(request, &site.arm, limits, target).await, 0),
+        None => directory.exchanger.send(request, &site.arm, limits, target).await,
     };
     span.end(&sent);
     let response = match sent {
@@ -128,7 +130,7 @@ async fn exchange(
             // The usage is lost with the reply.
             let ExchangeError { failure, cause } = error;
             let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
-            let error = failed(site, call, chunks::after(chunks, *failure)).with_usage(usage);
+            let error = failed(site, call, *failure).with_usage(usage);
             return Err(match cause {
                 Some(cause) => error.with_source(cause),
                 None => error,
@@ -147,14 +149,14 @@ async fn exchange(
             if let Some(drift) = drift {
                 drift.explain(&mut failure);
             }
-            Err(failed(site, call, chunks::after(chunks, failure)).with_usage(usage))
+            Err(failed(site, call, failure).with_usage(usage))
         }
     }
 }
 
-/// Whether the updates of a call are asked for: somebody reads them, and the arm has them.
-fn is_streamed(offer: &Offer, call: &Call) -> bool {
-    offer.is_octollm() && call.updates.as_ref().is_some_and(|updates| updates.is_read())
+/// Whether somebody reads the updates of a call.
+fn is_read(call: &Call) -> bool {
+    call.updates.as_ref().is_some_and(|updates| updates.is_read())
 }
 
 /// The error of a call that its breaker rejects.
@@ -167,7 +169,9 @@ pub(super) fn circuit_open(site: &Site, call: &Call, wait: Duration) -> CallErro
 }
 
 fn failed(site: &Site, call: &Call, failure: Failure) -> CallError {
-    CallError::new(call.contract.clone(), failure).with_arm(&*site.arm).with_endpoint(site.url.as_str())
+    CallError::new(call.contract.clone(), call.failed(failure))
+        .with_arm(&*site.arm)
+        .with_endpoint(site.url.as_str())
 }
 
 /// Adds layers around a service. The last one is the outermost.

@@ -11,10 +11,14 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
+    arm::arm_fn,
+    brain::Brain,
     budget::Usage,
     card::ArmCard,
     contract::ContractCard,
     error::{ArmError, ErrorKind},
+    orchestrator::{Orchestrator, finished},
+    task::{Submission, TaskStatus},
 };
 use octollm_http::{Arms, Server, client::Protocol};
 use octollm_macros::TaskContract;
@@ -23,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::peer::{Answer, Check, Peer, arms, check, network, until, unused_host, usual};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, check, network, until, unused_host, usual};
 
 /// Sends so many chunks.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -256,6 +260,98 @@ async fn events_are_asked_for_where_somebody_reads_them() {
     assert_eq!(arms.stream(Tell::default()).output().await.unwrap(), Told { words: 4 });
     let accepts: Vec<_> = peer.calls().iter().map(|call| call.header("accept").map(str::to_owned)).collect();
     assert_eq!(accepts, [None, Some("text/event-stream".into())]);
+}
+
+const ANSWERED: &str = "data: {\"type\":\"output\",\"output\":{\"words\":2}}\n\n";
+
+/// The number of words that a peer streams, and what each call accepted.
+async fn streamed(peer: &Peer, arms: &Arms) -> (usize, Vec<Option<String>>) {
+    let mut words = arms.stream(Tell::default());
+    let mut read = 0;
+    while words.next().await.is_some() {
+        read += 1;
+    }
+    assert_eq!(words.output().await.unwrap(), Told { words: 2 });
+    // Nobody reads the chunks of a call.
+    arms.call(Tell::default()).await.unwrap();
+    (read, peer.calls().iter().map(|call| call.header("accept").map(str::to_owned)).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_of_another_make_streams_by_its_card_or_by_the_contract() {
+    let both = || Some("text/event-stream, application/json".to_owned());
+    let json = || Some("application/json".to_owned());
+    for is_streaming in [true, false] {
+        let answer = move |asks: bool| match asks && is_streaming {
+            true => Answer::Last(format!("{HEAD}{TWO}{ANSWERED}").into_bytes()),
+            false => Answer::Json(200, json!({ "words": 2 })),
+        };
+        let mut foreign = card();
+        foreign.instance = None;
+        for with_card in [true, false] {
+            let peer = Peer::with_card(foreign.clone(), move |request| {
+                let asks = request.header("accept").is_some_and(|accept| accept.contains("event-stream"));
+                std::future::ready(answer(asks))
+            })
+            .await;
+            let arms = match with_card {
+                true => arms().endpoint("teller", &peer.url),
+                false => arms().endpoint_serving::<Tell>("teller", &peer.url),
+            };
+            let read = if is_streaming { 2 } else { 0 };
+            let seen = streamed(&peer, &arms.build().unwrap()).await;
+            assert_eq!(seen, (read, vec![both(), json()]), "streams: {is_streaming}, card: {with_card}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_of_another_make_without_chunks_on_its_card_is_asked_for_json() {
+    let mut foreign = card();
+    foreign.instance = None;
+    foreign.contracts.iter_mut().for_each(|contract| contract.chunk_schema = json!(null));
+    let peer =
+        Peer::with_card(foreign, |_| std::future::ready(Answer::Json(200, json!({ "words": 2 })))).await;
+    let arms = arms().endpoint("teller", &peer.url).build().unwrap();
+    let json = || Some("application/json".to_owned());
+    assert_eq!(streamed(&peer, &arms).await, (0, vec![json(), json()]));
+}
+
+#[tokio::test]
+async fn a_brain_as_an_arm_streams_the_chunks_of_its_program() {
+    for protocol in PROTOCOLS {
+        let teller = Teller::default();
+        let brain = Brain::builder().arm::<Tell>(teller.clone()).build().unwrap();
+        let server = Server::new("brain").arm::<Tell>(brain).bind("127.0.0.1:0").await.unwrap();
+        let arms = Arms::builder().protocol(protocol).endpoint("brain", server.url()).build().unwrap();
+        tokio::spawn(server.run());
+        let mut words = arms.stream(Tell { words: 3, waits_after: Some(1), ..Tell::default() });
+        // The program waits until the first chunk was read.
+        assert_eq!(words.next().await.unwrap().at, 0);
+        teller.goes_on.notify_one();
+        let mut rest = Vec::new();
+        while let Some(word) = words.next().await {
+            rest.push(word.at);
+        }
+        assert_eq!((rest, words.output().await.unwrap().words), (vec![1, 2], 3));
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_of_a_task_begins_a_stream_anew() {
+    let (teller, arms) = teller(Protocol::Http1).await;
+    let program = arm_fn(|check: Check, cx: Context| async move {
+        let fails = check.code == "fails";
+        let told = cx.stream(Tell { words: 2, fails, ..Tell::default() }).output().await?;
+        Ok(Verdict { is_valid: told.words == 2 })
+    });
+    let brain = Brain::builder().arm::<Check>(program).arms(arms).retry_wait(Duration::from_millis(1));
+    let (brain, cx) = (brain.build().unwrap(), Context::detached());
+    let job = Submission::of(&Check { code: "fails".into() }).unwrap().attempts(3);
+    let task = brain.submit(job, &cx).await.unwrap();
+    let task = finished(&brain, &task.task_id, &cx).await.unwrap();
+    assert_eq!((task.status, task.attempt), (TaskStatus::Failed, 3));
+    assert_eq!((teller.runs.load(Ordering::SeqCst), teller.said.load(Ordering::SeqCst)), (3, 6));
 }
 
 #[tokio::test]

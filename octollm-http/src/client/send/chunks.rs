@@ -3,12 +3,9 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderValue, Request, Response, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE},
-};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use octollm_core::{
-    error::{ErrorKind, Failure},
+    error::ErrorKind,
     json::read_output,
     transport::Call,
     update::{Phase, Update},
@@ -21,7 +18,7 @@ use crate::{
     client::{
         exchange::{CODED, Exchanger, Received, Target, is_coded, whole},
         pool::{ExchangeError, ExchangeLimits},
-        sse::{EVENTS, EventReader, ServerEvent, is_events},
+        sse::{EventReader, ServerEvent, is_events},
     },
     wire::names,
 };
@@ -29,49 +26,33 @@ use crate::{
 /// The time to wait for the end of an answer that is complete.
 const END: Duration = Duration::from_millis(100);
 
-/// Sends a call, and passes its updates on as they arrive. Returns the answer as it would be without them, and how many chunks came
-/// before it.
+/// Sends a call that accepts events, and passes its updates on as they arrive. Returns the answer as it would be without them.
 ///
 /// The next event is read when the last one was received.
 pub(super) async fn send(
     exchanger: &Exchanger,
-    mut request: Request<Bytes>,
+    request: Request<Bytes>,
     (call, arm): (&Call, &Arc<str>),
     limits: ExchangeLimits,
     target: impl FnOnce() -> Target,
-) -> (Result<Response<Bytes>, ExchangeError>, u64) {
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static(EVENTS));
-    let mut chunks = 0;
-    let answer = async {
-        let answer = exchanger.send_streamed(request, None, arm, limits, target).await?;
-        let most = exchanger.max_answer();
-        if !answer.status().is_success() || !is_events(answer.headers()) {
-            return Ok(whole(answer, most).await?.map(Received::into_whole));
-        }
-        if is_coded(answer.headers()) {
-            return Err(ExchangeError::new(ErrorKind::BadResponse, CODED));
-        }
-        let mut events = EventReader::new(answer.into_body(), most);
-        while let Some(event) = events.next().await {
-            if let Some(answer) = pass_on(&event?, call, &mut chunks).await? {
-                // The connection is used again if the answer has ended.
-                let _ = timeout(END, events.next()).await;
-                return Ok(answer);
-            }
-        }
-        Err(ExchangeError::new(ErrorKind::ConnectionLost, "the answer has ended before the output"))
-    };
-    let answer = answer.await;
-    (answer, chunks)
-}
-
-/// The failure of a call of which so many chunks were delivered: another attempt would deliver them again.
-pub(super) fn after(chunks: u64, mut failure: Failure) -> Failure {
-    if chunks > 0 {
-        (failure.retryable, failure.retry_after, failure.may_have_executed) = (false, None, true);
-        failure.add_detail("chunks", Value::from(chunks));
+) -> Result<Response<Bytes>, ExchangeError> {
+    let answer = exchanger.send_streamed(request, None, arm, limits, target).await?;
+    let most = exchanger.max_answer();
+    if !answer.status().is_success() || !is_events(answer.headers()) {
+        return Ok(whole(answer, most).await?.map(Received::into_whole));
     }
-    failure
+    if is_coded(answer.headers()) {
+        return Err(ExchangeError::new(ErrorKind::BadResponse, CODED));
+    }
+    let mut events = EventReader::new(answer.into_body(), most);
+    while let Some(event) = events.next().await {
+        if let Some(answer) = pass_on(&event?, call).await? {
+            // The connection is used again if the answer has ended.
+            let _ = timeout(END, events.next()).await;
+            return Ok(answer);
+        }
+    }
+    Err(ExchangeError::new(ErrorKind::ConnectionLost, "the answer has ended before the output"))
 }
 
 /// The members of all events. One of another type is left out, so that there can be more types.
@@ -92,11 +73,7 @@ struct Event<'e> {
 }
 
 /// Passes an update on, or returns the answer.
-async fn pass_on(
-    event: &ServerEvent,
-    call: &Call,
-    chunks: &mut u64,
-) -> Result<Option<Response<Bytes>>, ExchangeError> {
+async fn pass_on(event: &ServerEvent, call: &Call) -> Result<Option<Response<Bytes>>, ExchangeError> {
     let shape = |error: serde_json::Error| {
         ExchangeError::new(ErrorKind::BadResponse, format!("an event has another shape: {error}"))
     };
@@ -105,7 +82,6 @@ async fn pass_on(
         ("chunk", Some(updates)) => {
             let data = event.data.map_or("null", RawValue::get);
             let data: Value = read_output(data.as_bytes()).map_err(shape)?;
-            *chunks += 1;
             updates.chunk(data).await;
         }
         ("progress", Some(updates)) => {

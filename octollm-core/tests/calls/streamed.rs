@@ -265,7 +265,8 @@ async fn no_attempt_follows_where_the_failure_is_of_no_retryable_kind_or_the_cal
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_after_chunks_is_replayed_as_it_was() {
-    let seen: Arc<Mutex<Vec<(u32, Option<Value>, bool)>>> = Arc::default();
+    type Seen = (u32, Option<Value>, bool);
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let noted = seen.clone();
     let program = arm_fn(move |Retell { tell }: Retell, cx: Context| {
         let noted = noted.clone();

@@ -97,7 +97,8 @@ async fn run(args: Args, print: Printer) -> Result<(), Exit> {
     let Args { common, command } = args;
     let interrupt = Arc::new(Notify::new());
     tokio::spawn(signals(interrupt.clone()));
-    let mut client = OrchestratorClient::builder(&common.url);
+    // It says itself that it tries again.
+    let mut client = OrchestratorClient::builder(&common.url).resume_timeout(Duration::from_secs(1));
     if let Some(token) = common.token()? {
         client = client.bearer(token);
     }

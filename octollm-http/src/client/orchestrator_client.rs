@@ -66,8 +66,9 @@ use crate::limits::limits_setters;
 /// updates are polled: they are the differences between two states of the task, numbered by the client, without chunks. The intervals grow
 /// from 20 ms to 500 ms while nothing changes.
 ///
-/// If a request for updates fails with `Retry-After`, the next one waits for at least that time, at most 60 s. After six that have failed
-/// in a row, or one that another cannot help, the updates end without a final status: [`get`](Orchestrator::get) says why.
+/// If a request for updates fails with `Retry-After`, the next one waits for at least that time, at most 60 s. When they have failed for
+/// [`resume_timeout`](OrchestratorClientBuilder::resume_timeout), or after one that another cannot help, the updates end without a final
+/// status: [`get`](Orchestrator::get) says why.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
@@ -81,6 +82,7 @@ struct Inner {
     card: Arc<ArmCard>,
     /// Places for streams of updates: half of the connections, so that requests have some.
     streams: Arc<Semaphore>,
+    resume_timeout: Duration,
     /// Where tasks are followed over WebSockets.
     #[cfg(feature = "ws")]
     sockets: Option<sockets::Sockets>,
@@ -130,6 +132,7 @@ impl OrchestratorClient {
             requests: Requests::default(),
             authority: Authority::default(),
             audience: ORCHESTRATOR.to_owned(),
+            resume_timeout: RESUME_TIMEOUT,
             #[cfg(feature = "ws")]
             has_sockets: false,
         }
@@ -310,12 +313,14 @@ pub struct OrchestratorClientBuilder {
     requests: Requests,
     authority: Authority,
     audience: String,
+    resume_timeout: Duration,
     #[cfg(feature = "ws")]
     has_sockets: bool,
 }
 
 /// The usual id of an orchestrator.
 const ORCHESTRATOR: &str = "orchestrator";
+const RESUME_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl OrchestratorClientBuilder {
     /// Sends a token with each request on behalf of a known caller: that of the context, or else that of
@@ -356,6 +361,12 @@ impl OrchestratorClientBuilder {
         self
     }
 
+    /// Sets the time for which updates of a task are requested again while the orchestrator is away. 30 s by default.
+    pub fn resume_timeout(mut self, timeout: Duration) -> Self {
+        self.resume_timeout = timeout;
+        self
+    }
+
     /// Allows tokens to be sent in cleartext to another machine, as
     /// [`ArmsBuilder::cleartext`](super::ArmsBuilder::cleartext) does.
     pub fn cleartext(mut self) -> Self {
@@ -381,7 +392,7 @@ impl OrchestratorClientBuilder {
         }
         #[cfg(feature = "ws")]
         let sockets = self.has_sockets.then(sockets::Sockets::default);
-        let Self { authority, audience, requests, .. } = self;
+        let Self { authority, audience, requests, resume_timeout, .. } = self;
         let (arm, card): (Arc<str>, _) = (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)));
         let protection = Protection::new(&requests.config, (&arm, endpoint.shared()), None);
         let streams = Arc::new(Semaphore::new((requests.config.max_connections / 2).max(1)));
@@ -394,6 +405,7 @@ impl OrchestratorClientBuilder {
             authority,
             card,
             streams,
+            resume_timeout,
             #[cfg(feature = "ws")]
             sockets,
         };
@@ -459,7 +471,7 @@ impl Orchestrator for OrchestratorClient {
         }
         let first = self.get(id, cx).await?;
         let (client, cx) = (self.clone(), cx.clone());
-        Ok(updates(first, after, cx.deadline(), move |id| {
+        Ok(updates(first, after, (cx.deadline(), self.0.resume_timeout), move |id| {
             let (client, cx) = (client.clone(), cx.clone());
             // A poll that fails is followed by the next one.
             async move { client.get_up_to(0, &id, &cx).await }

@@ -1,6 +1,6 @@
 //! Typed tasks, for programs without a context.
 
-use std::{fmt, future::pending, marker::PhantomData};
+use std::{fmt, future::pending, marker::PhantomData, time::Duration};
 
 use octollm_core::{
     Context,
@@ -244,7 +244,7 @@ impl<C: TaskContract> TaskHandle<C> {
     }
 
     /// Returns the updates of the task: those that are stored, and then each as it comes. The last one is its final status, unless the
-    /// orchestrator was away for 30 s, or has refused a request: then [`status`](Self::status) says why.
+    /// orchestrator was away for [`resume_timeout`](super::OrchestratorClientBuilder::resume_timeout), or has refused a request: then [`status`](Self::status) says why.
     ///
     /// # Errors
     /// The orchestrator cannot be reached, refuses the request, or does not know the task.
@@ -253,7 +253,7 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Dropping the future has no effect on the task.
     pub async fn watch(&self) -> Result<TaskUpdates, CallError> {
         if let Some(task) = &self.answered {
-            return Ok(updates(Task::clone(task), None, None, |_| pending()));
+            return Ok(updates(Task::clone(task), None, (None, Duration::ZERO), |_| pending()));
         }
         self.client.watch(&self.id, None, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
     }

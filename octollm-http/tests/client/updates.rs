@@ -23,7 +23,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::{
     orchestrator::task,
-    peer::{Answer, Peer, orchestrator},
+    peer::{Answer, Peer, network, orchestrator},
 };
 
 /// Says a word every few milliseconds.
@@ -213,6 +213,13 @@ async fn a_server_that_ends_each_stream_at_once_is_given_up() {
     let streams = peer.calls().iter().filter(|call| call.path.contains("/events")).count();
     assert!((20..=25).contains(&streams), "{streams}");
     assert!((30..=33).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    let client =
+        OrchestratorClient::builder(&peer.url).connector(network()).resume_timeout(Duration::from_secs(5));
+    let begun = tokio::time::Instant::now();
+    let updates =
+        client.build().unwrap().watch(&ID.parse().unwrap(), None, &Context::detached()).await.unwrap();
+    assert!(rest(updates).await.is_empty());
+    assert!((5..=8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

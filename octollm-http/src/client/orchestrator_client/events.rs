@@ -25,7 +25,7 @@ use tokio::{
 use super::sockets;
 use super::{
     Inner, OrchestratorClient, parts_of,
-    polls::{LONGEST, PATIENCE, SHORTEST},
+    polls::{LONGEST, SHORTEST},
     with_query,
 };
 use crate::client::{
@@ -332,7 +332,7 @@ impl Followed {
     }
 
     fn is_given_up(&self) -> bool {
-        self.lost.is_some_and(|lost| lost.elapsed() >= PATIENCE)
+        self.lost.is_some_and(|lost| lost.elapsed() >= self.client.0.resume_timeout)
     }
 
     /// Opens the next stream. `None` where it is no longer tried.

@@ -13,24 +13,23 @@ use octollm_core::{
 };
 use tokio::time::Instant;
 
-/// The shortest and the longest interval of polls, and the time for which an orchestrator that is away is tried again.
+/// The shortest and the longest interval of polls.
 pub(super) const SHORTEST: Duration = Duration::from_millis(20);
 pub(super) const LONGEST: Duration = Duration::from_millis(500);
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The differences between `first` and later answers of `ask`, as updates numbered from `after` + 1. It ends after the final
-/// status, and when asking fails for good.
+/// status, and when asking fails for good, or for as long as the timeout.
 pub(in crate::client) fn updates<F, Fut>(
     first: Task,
     after: Option<u64>,
-    deadline: Option<Deadline>,
+    limits: (Option<Deadline>, Duration),
     ask: F,
 ) -> TaskUpdates
 where
     F: Fn(TaskId) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Task, Failure>> + Send + 'static,
 {
-    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0), deadline);
+    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0), limits);
     seen.take_in(first);
     TaskUpdates::new(stream::unfold((seen, ask), async |(mut seen, ask)| {
         loop {
@@ -41,7 +40,7 @@ where
                 return None;
             }
             tokio::time::sleep(seen.wait.take().unwrap_or(seen.pause)).await;
-            if seen.lost.is_some_and(|since| since.elapsed() >= PATIENCE) {
+            if seen.lost.is_some_and(|since| since.elapsed() >= seen.resume_timeout) {
                 return None;
             }
             seen.pause = (seen.pause * 3 / 2).min(LONGEST);
@@ -73,13 +72,26 @@ struct Seen {
     /// Since when polls fail.
     lost: Option<Instant>,
     deadline: Option<Deadline>,
+    resume_timeout: Duration,
 }
 
 impl Seen {
-    fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
+    fn new(id: TaskId, seq: u64, (deadline, resume_timeout): (Option<Deadline>, Duration)) -> Self {
         let (progress, pending) = (Progress::default(), VecDeque::new());
         let (pause, wait, lost) = (SHORTEST, None, None);
-        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, lost, deadline }
+        Self {
+            id,
+            seq,
+            status: None,
+            attempt: 1,
+            progress,
+            pending,
+            pause,
+            wait,
+            lost,
+            deadline,
+            resume_timeout,
+        }
     }
 
     fn take_in(&mut self, task: Task) {

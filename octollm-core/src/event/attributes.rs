@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Number, Value};
 
-use super::json::{needs_escapes, rfc3339};
+use super::json::needs_escapes;
 use super::{Attributes, Channel, Event, invalid, optional, required};
 use crate::error::InvalidValue;
 use crate::id;
@@ -152,7 +152,7 @@ impl<'a> NativeEvent<'a> {
         let domain = event.channel().domain();
         Self {
             event_type: Cow::Borrowed(event.event_type()),
-            timestamp: Cow::Owned(rfc3339(event.timestamp(), &mut [0; 30]).into_owned()),
+            timestamp: Cow::Owned(event.timestamp().to_string()),
             source: Cow::Borrowed(event.source()),
             data: Cow::Borrowed(event.data()),
             id: Some(Cow::Borrowed(event.id())),
@@ -162,7 +162,7 @@ impl<'a> NativeEvent<'a> {
             causation_id: event.causation_id().map(Cow::Borrowed),
             traceparent: event.traceparent().map(Cow::Borrowed),
             partition_key: event.partition_key().map(Cow::Borrowed),
-            expires_at: event.expires_at().map(|at| Cow::Owned(rfc3339(at, &mut [0; 30]).into_owned())),
+            expires_at: event.expires_at().map(|at| Cow::Owned(at.to_string())),
             domain: Some(domain).filter(|domain| *domain != Channel::DEFAULT_DOMAIN).map(Cow::Borrowed),
         }
     }

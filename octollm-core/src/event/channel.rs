@@ -352,17 +352,8 @@ fn split<'a, const N: usize>(
     Err(InvalidValue::new(kind).because(format!("{N} segments are needed, but there are {found}")))
 }
 
-/// Whether a text is `[a-z0-9_-]{1,64}`.
-fn is_segment(text: &str) -> bool {
-    let allowed = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-    (1..=MAX_SEGMENT).contains(&text.len()) && text.bytes().all(allowed)
-}
-
-/// Requires a segment, or else says what is wrong.
+/// Requires `[a-z0-9_-]{1,64}`.
 fn check_segment(kind: &'static str, position: usize, segment: &str) -> Result<(), InvalidValue> {
-    if is_segment(segment) {
-        return Ok(());
-    }
     let invalid = |reason| Err(InvalidValue::new(kind).because(format!("segment {position} {reason}")));
     if segment.is_empty() {
         return invalid("is empty".to_owned());

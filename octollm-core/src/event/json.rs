@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use jiff::{Timestamp, tz::Offset};
 use serde::Serialize;
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use super::attributes::SPECVERSION;
 use super::{Channel, Event, invalid};
@@ -74,7 +74,6 @@ impl Event {
 fn write_value(value: &Value, out: &mut Vec<u8>) -> serde_json::Result<()> {
     match value {
         Value::String(text) => write_text(text, out)?,
-        Value::Number(number) => write_number(number, out)?,
         Value::Array(items) => {
             out.push(b'[');
             for (index, item) in items.iter().enumerate() {
@@ -97,7 +96,9 @@ fn write_value(value: &Value, out: &mut Vec<u8>) -> serde_json::Result<()> {
             }
             out.push(b'}');
         }
-        Value::Null | Value::Bool(_) => value.serialize(&mut serde_json::Serializer::new(out))?,
+        Value::Null | Value::Bool(_) | Value::Number(_) => {
+            value.serialize(&mut serde_json::Serializer::new(out))?
+        }
     }
     Ok(())
 }
@@ -111,28 +112,6 @@ fn write_text(text: &str, out: &mut Vec<u8>) -> serde_json::Result<()> {
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
     Ok(())
-}
-
-fn write_number(number: &Number, out: &mut Vec<u8>) -> serde_json::Result<()> {
-    let Some(mut left) = number.as_u64() else {
-        return number.serialize(&mut serde_json::Serializer::new(out));
-    };
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (left % 10) as u8;
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
-    Ok(())
-}
-
-fn digit(number: u32) -> u8 {
-    b'0' + number as u8
 }
 
 /// Whether a text has quotation marks, backslashes or control characters, of eight bytes at once.
@@ -157,13 +136,13 @@ fn escapes(bytes: [u8; 8]) -> u64 {
 }
 
 /// The text of a time in RFC 3339, as jiff has it. It is in the buffer for the years 0 to 9999.
-pub(super) fn rfc3339(at: Timestamp, buffer: &mut [u8; 30]) -> Cow<'_, str> {
+fn rfc3339(at: Timestamp, buffer: &mut [u8; 30]) -> Cow<'_, str> {
     let time = Offset::UTC.to_datetime(at);
     let Ok(year) = u32::try_from(time.year()) else { return Cow::Owned(at.to_string()) };
     *buffer = *b"0000-00-00T00:00:00.000000000Z";
     let mut put = |from: usize, to: usize, mut number: u32| {
         for place in buffer[from..to].iter_mut().rev() {
-            *place = digit(number % 10);
+            *place = b'0' + (number % 10) as u8;
             number /= 10;
         }
     };

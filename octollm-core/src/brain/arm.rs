@@ -243,18 +243,15 @@ impl Callers {
 
     fn add<C: TaskContract>(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
         let (sender, ended) = oneshot::channel();
-        let (mut reporting, mut chunks) = (cx.clone(), None);
-        match cx.reader() {
+        let (cx, chunks) = match cx.reader() {
             Some(reader) if TypeId::of::<C::Chunk>() != TypeId::of::<()>() => {
                 let counted = CountedChunks::new(reader);
-                reporting = reporting.with_updates(counted.clone());
-                chunks = Some(counted);
+                (cx.clone().with_updates(counted.clone()), Some(counted))
             }
             // The program may send chunks to the watchers of its task.
-            Some(reader) => reporting = reporting.with_updates(Arc::new(ProgressAlone(reader))),
-            None => {}
-        }
-        let cx = reporting;
+            Some(reader) => (cx.clone().with_updates(Arc::new(ProgressAlone(reader))), None),
+            None => (cx.clone(), None),
+        };
         self.callers().insert(id.clone(), Caller { cx: cx.downgrade(), ended: sender });
         Waiting { callers: self, id: id.clone(), ended, cx, chunks }
     }

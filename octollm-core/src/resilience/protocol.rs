@@ -11,6 +11,7 @@ use crate::{
     explain::{CallEvent, CallRecord},
     id::RequestId,
     transport::{Call, Reply},
+    update::UpdateSink,
 };
 
 /// What the layers of this module have to know about the requests of a service. [`Calls`] is the protocol of octollm's own.
@@ -189,8 +190,7 @@ impl Protocol for Calls {
 
     fn copy(&self, call: &Call) -> Option<Call> {
         // Two calls would mix their chunks.
-        let is_streamed = call.updates.as_ref().is_some_and(|updates| updates.is_read());
-        (call.is_idempotent() && !is_streamed).then(|| call.clone())
+        (call.is_idempotent() && !call.updates.is_read()).then(|| call.clone())
     }
 
     fn watch(&self, call: &mut Call) {

@@ -11,6 +11,7 @@ use octollm_core::{
     explain::CallEvent,
     resilience::{Calls, Protocol, Refusal},
     transport::{Call, Reply},
+    update::UpdateSink,
 };
 use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
@@ -115,7 +116,7 @@ async fn exchange(
     let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints, begun: Some(now) };
     let place = (&*site.arm, site.url.as_str());
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
-    let sent = match is_read(call).then(|| offer.accepts_events()).flatten() {
+    let sent = match call.updates.is_read().then(|| offer.accepts_events()).flatten() {
         // Boxed, since the future of every call is as large as its largest part.
         Some(accept) => {
             request.headers_mut().insert(ACCEPT, accept);
@@ -152,11 +153,6 @@ async fn exchange(
             Err(failed(site, call, failure).with_usage(usage))
         }
     }
-}
-
-/// Whether somebody reads the updates of a call.
-fn is_read(call: &Call) -> bool {
-    call.updates.as_ref().is_some_and(|updates| updates.is_read())
 }
 
 /// The error of a call that its breaker rejects.

@@ -244,7 +244,8 @@ impl<C: TaskContract> TaskHandle<C> {
     }
 
     /// Returns the updates of the task: those that are stored, and then each as it comes. The last one is its final status, unless the
-    /// orchestrator was away for [`resume_timeout`](super::OrchestratorClientBuilder::resume_timeout), or has refused a request: then [`status`](Self::status) says why.
+    /// orchestrator was away for [`resume_timeout`](super::OrchestratorClientBuilder::resume_timeout), or has refused a request: then
+    /// [`status`](Self::status) says why.
     ///
     /// # Errors
     /// The orchestrator cannot be reached, refuses the request, or does not know the task.

@@ -1,7 +1,6 @@
 //! A brain as an arm: its caller waits for a task.
 
 use std::{
-    any::TypeId,
     collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,7 +15,7 @@ use crate::{
     arm::Arm,
     budget::Usage,
     context::{Context, WeakContext},
-    contract::TaskContract,
+    contract::{TaskContract, has_chunks},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::TaskId,
@@ -244,7 +243,7 @@ impl Callers {
     fn add<C: TaskContract>(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
         let (sender, ended) = oneshot::channel();
         let (cx, chunks) = match cx.reader() {
-            Some(reader) if TypeId::of::<C::Chunk>() != TypeId::of::<()>() => {
+            Some(reader) if has_chunks::<C>() => {
                 let counted = CountedChunks::new(reader);
                 (cx.clone().with_updates(counted.clone()), Some(counted))
             }

@@ -23,7 +23,7 @@ pub use self::{
 };
 pub(crate) use self::{
     card::{hex, lenient},
-    schema::{input_of, referred},
+    schema::{has_chunks, input_of, referred},
 };
 #[doc(hidden)]
 pub use self::{

@@ -76,8 +76,12 @@ pub fn output_schema<T: JsonSchema>() -> Value {
 
 /// JSON Schema of what is streamed; null where nothing is.
 pub(super) fn chunk<C: TaskContract>() -> Value {
-    let streams = TypeId::of::<C::Chunk>() != TypeId::of::<()>();
-    if streams { schema_of::<C::Chunk>() } else { Value::Null }
+    if has_chunks::<C>() { schema_of::<C::Chunk>() } else { Value::Null }
+}
+
+/// Whether anything is streamed.
+pub(crate) fn has_chunks<C: TaskContract>() -> bool {
+    TypeId::of::<C::Chunk>() != TypeId::of::<()>()
 }
 
 fn schema_of<T: JsonSchema>() -> Value {
